@@ -1,0 +1,53 @@
+// Package network is the contract for connecting pods: attach gives a pod
+// an address and a device, detach takes both back. network/bridge
+// implements it; network/networktest holds the suite and a fake.
+//
+// Addresses are decided here and persisted by the caller (pod), who hands
+// what is in use back at start-up; one address is never given out twice.
+package network
+
+import (
+	"context"
+	"net"
+	"net/netip"
+	"os"
+)
+
+// A Driver connects pods to one kind of network. Methods may be called
+// concurrently.
+type Driver interface {
+	// Name is the driver's short name, such as "bridge".
+	Name() string
+
+	// Attach reserves an address and makes the pod's device ready. The
+	// result is recorded by the caller before the pod starts. On error
+	// nothing is left behind.
+	Attach(ctx context.Context, podID string) (Attachment, error)
+
+	// Open returns the device's descriptor to hand to the VMM; the caller
+	// closes it. It re-creates a device that is gone (after a host reboot).
+	Open(ctx context.Context, a Attachment) (*os.File, error)
+
+	// Detach gives back the address and removes the device. Idempotent.
+	Detach(ctx context.Context, a Attachment) error
+
+	// Restore tells the driver at start-up what is in use. Devices, rules
+	// and addresses of ours that are not in inUse are removed.
+	Restore(ctx context.Context, inUse []Attachment) error
+
+	// Close stops what the driver runs in this process (DNS); pods keep
+	// their connectivity.
+	Close() error
+}
+
+// An Attachment is one pod's connection to one network. It is persisted.
+type Attachment struct {
+	Network string           `json:"network"` // name of the network
+	PodID   string           `json:"podID"`
+	Device  string           `json:"device"` // host interface, such as a tap
+	MAC     net.HardwareAddr `json:"mac"`
+	Addrs   []netip.Prefix   `json:"addrs"` // the pod's addresses with their prefix length
+	Gateway []netip.Addr     `json:"gateway"`
+	DNS     []netip.Addr     `json:"dns"` // name servers for the pod's resolv.conf
+	MTU     int              `json:"mtu"`
+}

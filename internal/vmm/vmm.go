@@ -1,0 +1,239 @@
+// Package vmm is the contract between Hyper and a virtual machine monitor:
+// a configuration goes in, a VM comes out. Drivers (vmm/qemu) implement it,
+// vmm/vmmtest holds the suite every driver passes and a fake that passes it
+// too. Nothing above this package knows which driver it talks to.
+//
+// The package never decides what a VM is for; it knows disks, NICs, a kernel
+// and one byte stream to the guest, but no container, image or network.
+//
+// A VM outlives the process that started it. Whoever starts one records its
+// [Handle] before relying on it and gets the VM back with [Driver.Adopt].
+package vmm
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"strings"
+	"time"
+)
+
+// A Driver starts virtual machines and finds them again.
+// All methods may be called concurrently.
+type Driver interface {
+	// Name is the driver's short name, such as "qemu".
+	Name() string
+
+	// Probe says what the driver can do on this host. It is cheap after the
+	// first call. The error says what is missing and how to mend it.
+	Probe(ctx context.Context) (Capabilities, error)
+
+	// Start creates the VM's processes and returns once the VM executes its
+	// first instruction; the guest is not up yet. On error nothing is left:
+	// no process, no file in cfg.Dir that was not there before. The error is
+	// a *[StartError] when the VMM itself refused or died.
+	// Descriptors in cfg stay the caller's; the driver duplicates them.
+	// Cancelling ctx after Start returned has no effect on the VM.
+	Start(ctx context.Context, cfg Config) (VM, error)
+
+	// Adopt finds a VM that an earlier process started. It returns
+	// [ErrGone] when that VM no longer runs (never another process that
+	// happens to have the same id).
+	Adopt(ctx context.Context, h Handle) (VM, error)
+}
+
+// A VM is one running virtual machine. Its methods may be called
+// concurrently and repeatedly; after the VM is gone they return an error
+// that wraps [ErrGone].
+type VM interface {
+	// Handle is what Adopt needs; it does not change while the VM lives.
+	Handle() Handle
+
+	// Dial opens the byte stream to the guest. There is one stream: a
+	// second Dial while the first connection is open is an error. A new
+	// stream may begin with what the guest sent to an earlier one (see
+	// guest/wire for how the two ends synchronise).
+	Dial(ctx context.Context) (net.Conn, error)
+
+	// Pause stops all vCPUs, Resume lets them run on. Both are idempotent.
+	Pause(ctx context.Context) error
+	Resume(ctx context.Context) error
+
+	// Console returns the last lines (at most maxConsole bytes) that the
+	// guest's kernel console printed, oldest first. It works on a VM that
+	// has stopped by itself until Kill.
+	Console(ctx context.Context) ([]byte, error)
+
+	// Done is closed when the guest has stopped for good: it powered off,
+	// panicked or reset, or the VMM died. Exit then says why.
+	Done() <-chan struct{}
+
+	// Exit says how the VM ended. Valid once Done is closed.
+	Exit() Exit
+
+	// Kill ends the VM at once and returns when its processes are gone.
+	// Idempotent; nil when they were gone already.
+	Kill(ctx context.Context) error
+}
+
+// Optional abilities of a VM, asserted in one place (pod).
+type (
+	// A DiskPlugger adds and removes disks of a running VM.
+	DiskPlugger interface {
+		PlugDisk(ctx context.Context, d Disk) error
+		UnplugDisk(ctx context.Context, id string) error
+	}
+
+	// A Meter reports what the VM costs the host.
+	Meter interface {
+		// HostUsage sums over all processes of the VM.
+		HostUsage(ctx context.Context) (HostUsage, error)
+	}
+)
+
+// ErrGone is returned for a VM that does not exist (any more).
+var ErrGone = errors.New("virtual machine is gone")
+
+// Accel names how guest instructions are executed.
+type Accel string
+
+// Accelerators. AccelAuto picks KVM where it works and TCG where not.
+const (
+	AccelAuto Accel = "auto"
+	AccelKVM  Accel = "kvm"
+	AccelTCG  Accel = "tcg"
+)
+
+// Machine names a family of virtual hardware.
+type Machine string
+
+// Machines. MachineAuto lets the driver choose by what the configuration
+// needs; MachinePC has PCI (any kernel finds its devices), MachineMicroVM is
+// lighter and needs a kernel with virtio-mmio on the command line.
+const (
+	MachineAuto    Machine = "auto"
+	MachinePC      Machine = "pc"
+	MachineMicroVM Machine = "microvm"
+)
+
+// Config says what VM to make. It is one value, complete before Start.
+type Config struct {
+	// ID names the VM on the host: 1 to 64 of [a-z0-9-].
+	ID string
+	// Dir is an existing empty directory of the VM's own, short enough for
+	// unix sockets in it (at most 80 bytes). The driver keeps its sockets
+	// and its log there; whoever made Dir removes it after the VM is gone.
+	Dir string
+
+	Accel   Accel   // "" means AccelAuto
+	Machine Machine // "" means MachineAuto
+
+	Kernel  string // path of a vmlinux or bzImage
+	Initrd  string // path of an initrd
+	Cmdline string // appended to what the driver itself needs
+
+	CPUs   int // 1 to 64
+	MemMiB int // at least MinMemMiB
+
+	Disks []Disk // in order; the guest finds each by its ID
+	NICs  []NIC
+}
+
+// MinMemMiB is the least memory a guest boots with.
+const MinMemMiB = 64
+
+// A Disk is a raw file or block device given to the guest as a disk.
+type Disk struct {
+	// ID is what the guest sees as the disk's serial: 1 to 20 of [a-z0-9-].
+	ID       string
+	Path     string
+	ReadOnly bool // enforced by the VMM, not the guest
+}
+
+// A NIC is one network interface of the guest.
+type NIC struct {
+	// Tap is the open descriptor of a tap device (IFF_TAP|IFF_NO_PI|IFF_VNET_HDR).
+	Tap *os.File
+	// MAC is the guest's hardware address, six bytes.
+	MAC net.HardwareAddr
+	MTU int // 0 means 1500
+}
+
+// A Handle is what is persisted of a VM so that it can be adopted: enough to
+// find the processes and to be sure they are the same ones.
+type Handle struct {
+	Driver    string  `json:"driver"`
+	ID        string  `json:"id"`
+	Dir       string  `json:"dir"`
+	PID       int     `json:"pid"`
+	StartTime uint64  `json:"startTime"` // field 22 of /proc/PID/stat, clock ticks since boot
+	BootID    string  `json:"bootID"`    // /proc/sys/kernel/random/boot_id of the host
+	Accel     Accel   `json:"accel"`
+	Machine   Machine `json:"machine"`
+}
+
+// Capabilities is what a driver can do on this host.
+type Capabilities struct {
+	Version string // of the VMM, such as "7.2.22"
+	// Accel is what AccelAuto resolves to, AccelWhy one sentence on why.
+	Accel    Accel
+	AccelWhy string
+}
+
+// ExitReason says in one word how a VM ended.
+type ExitReason string
+
+// The reasons a VM ends.
+const (
+	ExitPowerOff ExitReason = "poweroff" // the guest shut down
+	ExitReset    ExitReason = "reset"    // the guest reset itself; a kernel panic ends like this too
+	ExitPanic    ExitReason = "panic"    // the guest's kernel panicked
+	ExitKilled   ExitReason = "killed"   // Kill
+	ExitCrashed  ExitReason = "crashed"  // the VMM died or was killed from outside
+)
+
+// An Exit says how a VM ended.
+type Exit struct {
+	Reason ExitReason
+	Detail string // such as "qemu: signal: killed", or the panic message; may be empty
+	Stderr string // last lines of the VMM's own output
+}
+
+// HostUsage is what a VM costs the host.
+type HostUsage struct {
+	CPU      time.Duration // user + system
+	PSSBytes uint64        // proportional set size
+}
+
+// A StartError says why a VM did not come up, with all there is to see.
+type StartError struct {
+	Tried   string // what was tried, such as the command line
+	Err     error
+	Stderr  string // the VMM's own output
+	Console string // last lines of the guest's console
+}
+
+// ConsoleLines is how many lines of console a StartError shows.
+const ConsoleLines = 40
+
+func (e *StartError) Error() string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "%v", e.Err)
+	section := func(name, text string) {
+		if text = strings.TrimSpace(text); text != "" {
+			fmt.Fprintf(&b, "\n%s:\n  %s", name, strings.ReplaceAll(text, "\n", "\n  "))
+		}
+	}
+	section("tried", e.Tried)
+	section("VMM output", e.Stderr)
+	section("guest console", e.Console)
+	return b.String()
+}
+
+func (e *StartError) Unwrap() error { return e.Err }
+
+// Interface guards for what callers rely on in net.Conn.
+var _ io.ReadWriteCloser = net.Conn(nil)
