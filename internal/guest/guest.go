@@ -21,7 +21,7 @@ import (
 // A Client is one connection to a guest. Its methods may be called
 // concurrently. Errors carry containerd/errdefs kinds.
 type Client struct {
-	wire.TTRPCGuestClient
+	wire.GuestClient
 }
 
 // Dial synchronises with the guest at the other end of conn and returns once
