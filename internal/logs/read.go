@@ -1,0 +1,324 @@
+package logs
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"iter"
+	"os"
+	"time"
+)
+
+// A Record is one line of a log, or a piece of one of at most 16 KiB.
+type Record struct {
+	Time   time.Time
+	Stream Stream
+	Line   []byte // with its newline, if it had one
+}
+
+// ReadOptions select records. The zero value selects none: set Tail to -1 for all.
+type ReadOptions struct {
+	Since, Until   time.Time // zero: unbounded
+	Tail           int       // the last n, -1: all
+	Stdout, Stderr bool
+	Follow         bool            // go on with what is appended
+	Done           <-chan struct{} // closed when nothing will be appended any more; nil: never
+}
+
+// maxRecord bounds an encoded record: every byte of a line may take six.
+const maxRecord = 6*maxLine + 256
+
+// Read yields the records of the log in dir, oldest first. l is the open Log
+// of that directory, needed only to follow; it may be nil.
+func Read(ctx context.Context, dir string, l *Log, o ReadOptions) iter.Seq2[Record, error] {
+	return func(yield func(Record, error) bool) {
+		if err := read(ctx, dir, l, o, yield); err != nil && !errors.Is(err, errStop) {
+			yield(Record{}, err)
+		}
+	}
+}
+
+var errStop = errors.New("stop")
+
+func read(ctx context.Context, dir string, l *Log, o ReadOptions, yield func(Record, error) bool) error {
+	files, err := openFiles(dir)
+	defer func() {
+		for _, f := range files {
+			f.Close()
+		}
+	}()
+	if err != nil || (len(files) == 0 && !o.Follow) {
+		return err
+	}
+	if o.Tail >= 0 {
+		if files, err = seekTail(files, o); err != nil {
+			return err
+		}
+	}
+	for len(files) > 1 {
+		if err := readFile(ctx, files[0], o, yield, nil); err != nil {
+			return err
+		}
+		files[0].Close()
+		files = files[1:]
+	}
+	if !o.Follow || l == nil {
+		if len(files) == 0 {
+			return nil
+		}
+		return readFile(ctx, files[0], o, yield, nil)
+	}
+	return follow(ctx, dir, l, files, o, yield)
+}
+
+// follow reads the current file as it grows and changes over to the next when
+// it was rotated.
+func follow(ctx context.Context, dir string, l *Log, files []*os.File, o ReadOptions, yield func(Record, error) bool) error {
+	var f *os.File
+	if len(files) > 0 {
+		f = files[0]
+	}
+	var opened *os.File // what this function opened
+	defer func() {
+		if opened != nil {
+			opened.Close()
+		}
+	}()
+	for {
+		if f != nil {
+			if err := readFile(ctx, f, o, yield, l); err != nil {
+				return err
+			}
+		} else if err := waitGrown(ctx, l.wait(), o); err != nil {
+			return err
+		}
+		next, err := os.Open(Path(dir))
+		if errors.Is(err, os.ErrNotExist) {
+			return nil // removed
+		}
+		if err != nil {
+			return err
+		}
+		if opened != nil {
+			opened.Close()
+		}
+		f, opened = next, next
+	}
+}
+
+func waitGrown(ctx context.Context, grown <-chan struct{}, o ReadOptions) error {
+	var until <-chan time.Time
+	if !o.Until.IsZero() {
+		t := time.NewTimer(time.Until(o.Until))
+		defer t.Stop()
+		until = t.C
+	}
+	select {
+	case <-grown:
+		return nil
+	case <-ctx.Done():
+		return errStop
+	case <-until:
+		return errStop
+	case <-o.Done:
+		return errStop
+	}
+}
+
+// readFile yields the records from f's position on. With l it waits for more
+// at the end, and returns nil once the file was rotated away.
+func readFile(ctx context.Context, f *os.File, o ReadOptions, yield func(Record, error) bool, l *Log) error {
+	r := bufio.NewReaderSize(f, 64<<10)
+	var part []byte
+	for {
+		var grown <-chan struct{}
+		var done bool
+		if l != nil {
+			// Both are looked at before reading, so that what is appended in
+			// between is either read now or wakes the wait.
+			grown, done = l.wait(), isClosed(o.Done)
+		}
+		line, err := r.ReadSlice('\n')
+		part = append(part, line...)
+		switch {
+		case len(part) > maxRecord:
+			return fmt.Errorf("read log %s: record of more than %d bytes", f.Name(), maxRecord)
+		case errors.Is(err, bufio.ErrBufferFull):
+			continue
+		case errors.Is(err, io.EOF) && (l == nil || rotatedAway(f)):
+			return nil // a torn last record is not one yet
+		case errors.Is(err, io.EOF) && done:
+			return errStop
+		case errors.Is(err, io.EOF):
+			if err := waitGrown(ctx, grown, o); err != nil && !isClosed(o.Done) {
+				return err
+			}
+			continue
+		case err != nil:
+			return fmt.Errorf("read log: %w", err)
+		}
+		if err := emit(ctx, part, o, yield); err != nil {
+			return err
+		}
+		part = part[:0]
+	}
+}
+
+func isClosed(c <-chan struct{}) bool {
+	select {
+	case <-c:
+		return true
+	default:
+		return false
+	}
+}
+
+func emit(ctx context.Context, data []byte, o ReadOptions, yield func(Record, error) bool) error {
+	rec, err := decode(data)
+	if err != nil {
+		return err
+	}
+	if !o.Until.IsZero() && rec.Time.After(o.Until) {
+		return errStop
+	}
+	if !o.wants(rec) || rec.Time.Before(o.Since) {
+		return nil
+	}
+	if ctx.Err() != nil || !yield(rec, nil) {
+		return errStop
+	}
+	return nil
+}
+
+func (o ReadOptions) wants(r Record) bool {
+	return (r.Stream == Stdout && o.Stdout) || (r.Stream == Stderr && o.Stderr)
+}
+
+func decode(data []byte) (Record, error) {
+	var j struct {
+		Log    string    `json:"log"`
+		Stream string    `json:"stream"`
+		Time   time.Time `json:"time"`
+	}
+	if err := json.Unmarshal(data, &j); err != nil {
+		return Record{}, fmt.Errorf("decode log record: %w", err)
+	}
+	r := Record{Time: j.Time, Line: []byte(j.Log)}
+	if j.Stream == Stderr.String() {
+		r.Stream = Stderr
+	}
+	return r, nil
+}
+
+func rotatedAway(f *os.File) bool {
+	mine, err := f.Stat()
+	if err != nil {
+		return true
+	}
+	cur, err := os.Stat(f.Name())
+	return err != nil || !os.SameFile(mine, cur)
+}
+
+// openFiles opens the files of the log, oldest first.
+func openFiles(dir string) ([]*os.File, error) {
+	name := Path(dir)
+	names := []string{name}
+	for i := 1; ; i++ {
+		if _, err := os.Stat(rotated(name, i)); err != nil {
+			break
+		}
+		names = append([]string{rotated(name, i)}, names...)
+	}
+	var files []*os.File
+	for _, n := range names {
+		f, err := os.Open(n)
+		if errors.Is(err, os.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return files, err
+		}
+		files = append(files, f)
+	}
+	return files, nil
+}
+
+// seekTail positions the files at the last o.Tail records that o wants and
+// drops files that lie wholly before them.
+func seekTail(files []*os.File, o ReadOptions) ([]*os.File, error) {
+	left := o.Tail
+	for i := len(files) - 1; i >= 0; i-- {
+		pos, found, err := tailOffset(files[i], left, o)
+		if err != nil {
+			return nil, err
+		}
+		left -= found
+		if left > 0 && i > 0 {
+			continue
+		}
+		if _, err := files[i].Seek(pos, io.SeekStart); err != nil {
+			return nil, err
+		}
+		for _, f := range files[:i] {
+			f.Close()
+		}
+		return files[i:], nil
+	}
+	return files, nil
+}
+
+// tailOffset finds where the last n wanted records of f start, reading
+// backwards, and how many there were.
+func tailOffset(f *os.File, n int, o ReadOptions) (pos int64, found int, err error) {
+	st, err := f.Stat()
+	if err != nil {
+		return 0, 0, err
+	}
+	const block = 64 << 10
+	pos = st.Size()
+	if n == 0 {
+		return pos, 0, nil
+	}
+	both := o.Stdout && o.Stderr
+	var tail []byte // from at on, not yet split into records
+	for at := pos; at > 0; {
+		step := min(int64(block), at)
+		at -= step
+		chunk := make([]byte, step, step+int64(len(tail)))
+		if _, err := f.ReadAt(chunk, at); err != nil {
+			return 0, 0, err
+		}
+		tail = append(chunk, tail...)
+		if len(tail) > block+maxRecord {
+			return 0, 0, fmt.Errorf("read log %s: record of more than %d bytes", f.Name(), maxRecord)
+		}
+		for {
+			end := bytes.LastIndexByte(tail, '\n')
+			if end < 0 {
+				break
+			}
+			start := bytes.LastIndexByte(tail[:end], '\n') + 1
+			if start == 0 && at > 0 {
+				break // the record's start is in the block before
+			}
+			if both || wantsRaw(tail[start:end+1], o) {
+				found++
+				pos = at + int64(start)
+			}
+			tail = tail[:start]
+			if found == n {
+				return pos, found, nil
+			}
+		}
+	}
+	return 0, found, nil
+}
+
+func wantsRaw(line []byte, o ReadOptions) bool {
+	r, err := decode(line)
+	return err == nil && o.wants(r)
+}
