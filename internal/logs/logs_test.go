@@ -193,6 +193,7 @@ func TestFollowEndsWithItsContext(t *testing.T) {
 	l := mustOpen(t, dir, Options{})
 	write(t, l, Stdout, "x\n")
 	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
 	o := all
 	o.Follow = true
 	n := 0
