@@ -8,9 +8,12 @@ package network
 
 import (
 	"context"
+	"fmt"
 	"net"
 	"net/netip"
 	"os"
+
+	"github.com/containerd/errdefs"
 )
 
 // A Driver connects pods to one kind of network. Methods may be called
@@ -21,18 +24,26 @@ type Driver interface {
 
 	// Attach reserves an address and makes the pod's device ready. The
 	// result is recorded by the caller before the pod starts. On error
-	// nothing is left behind.
+	// nothing is left behind: errdefs AlreadyExists when the pod (or one
+	// whose ID begins with the same 12 characters) is attached,
+	// ResourceExhausted when no address is free, and an *[UnavailableError]
+	// when this host can't do it.
 	Attach(ctx context.Context, podID string) (Attachment, error)
 
 	// Open returns the device's descriptor to hand to the VMM; the caller
 	// closes it. It re-creates a device that is gone (after a host reboot).
 	Open(ctx context.Context, a Attachment) (*os.File, error)
 
-	// Detach gives back the address and removes the device. Idempotent.
+	// Detach removes the device and gives back the address. Idempotent, also
+	// when the address has another owner by now. After an error the address
+	// stays reserved: call it again.
 	Detach(ctx context.Context, a Attachment) error
 
 	// Restore tells the driver at start-up what is in use. Devices, rules
-	// and addresses of ours that are not in inUse are removed.
+	// and addresses of ours that are not in inUse are removed, what the host
+	// lost (rules, bridge) is made again. Attachments to other networks are
+	// skipped. When it fails with an *[UnavailableError], what is in use is
+	// known all the same and later calls try again.
 	Restore(ctx context.Context, inUse []Attachment) error
 
 	// Close stops what the driver runs in this process (DNS); pods keep
@@ -51,3 +62,16 @@ type Attachment struct {
 	DNS     []netip.Addr     `json:"dns"` // name servers for the pod's resolv.conf
 	MTU     int              `json:"mtu"`
 }
+
+// An UnavailableError says why this host can't connect pods and how to mend
+// it. Pods without a network are not concerned. It is of kind
+// errdefs.ErrUnavailable.
+type UnavailableError struct {
+	Err error
+	Fix string // what to do, in one line
+}
+
+func (e *UnavailableError) Error() string { return fmt.Sprintf("%v (%s)", e.Err, e.Fix) }
+
+// Unwrap gives the cause and the kind.
+func (e *UnavailableError) Unwrap() []error { return []error{e.Err, errdefs.ErrUnavailable} }
