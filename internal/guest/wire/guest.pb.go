@@ -1049,9 +1049,12 @@ func (*ResizeResponse) Descriptor() ([]byte, []int) {
 }
 
 type CloseStdinRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	ContainerId   string                 `protobuf:"bytes,1,opt,name=container_id,json=containerId,proto3" json:"container_id,omitempty"`
-	ExecId        string                 `protobuf:"bytes,2,opt,name=exec_id,json=execId,proto3" json:"exec_id,omitempty"`
+	state       protoimpl.MessageState `protogen:"open.v1"`
+	ContainerId string                 `protobuf:"bytes,1,opt,name=container_id,json=containerId,proto3" json:"container_id,omitempty"`
+	ExecId      string                 `protobuf:"bytes,2,opt,name=exec_id,json=execId,proto3" json:"exec_id,omitempty"`
+	// How many bytes hyperd has sent on the STDIN streams of this connection:
+	// the guest closes the input when it has written these.
+	Sent          uint64 `protobuf:"varint,3,opt,name=sent,proto3" json:"sent,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1098,6 +1101,13 @@ func (x *CloseStdinRequest) GetExecId() string {
 		return x.ExecId
 	}
 	return ""
+}
+
+func (x *CloseStdinRequest) GetSent() uint64 {
+	if x != nil {
+		return x.Sent
+	}
+	return 0
 }
 
 type CloseStdinResponse struct {
@@ -2479,14 +2489,19 @@ func (*ShutdownResponse) Descriptor() ([]byte, []int) {
 // A StreamHeader opens every stdio stream of the multiplexed connection, sent
 // by hyperd, preceded by its length (2 bytes, big-endian, at most 512).
 //
-// STDIN: hyperd sends bytes; half-closing the stream leaves the process's
-// standard input open (CloseStdin closes it).
-// STDOUT, STDERR: the guest sends the bytes from offset on, first those it
-// still holds, then live, and half-closes after the last. hyperd sends back
-// acknowledgements: 8 bytes, big-endian, the offset up to which it needs
-// nothing again. The guest holds at most a window (OutputWindow) of
-// unacknowledged bytes per stream and stops reading from the process when it
-// is full. A later stream for the same output replaces the earlier one.
+// STDIN: hyperd sends bytes; ending the stream leaves the process's standard
+// input open (CloseStdin closes it). What comes after the process has gone is
+// discarded.
+// STDOUT, STDERR (a terminal has only STDOUT): the guest sends the bytes from
+// offset on, first those it still holds, then live, in chunks: 4 bytes length,
+// big-endian, at most 32 KiB, then the bytes. Length 0 follows the last byte.
+// A length with the top bit set is followed by a text that says why there is
+// no more: unknown process, an offset that the guest does not hold, or a later
+// stream for the same output, which replaces the earlier one.
+// hyperd sends back acknowledgements: 8 bytes, big-endian, the offset up to
+// which it needs nothing again. The guest holds at most a window (256 KiB) of
+// unacknowledged bytes per output and stops reading from the process when it
+// is full.
 type StreamHeader struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	ContainerId   string                 `protobuf:"bytes,1,opt,name=container_id,json=containerId,proto3" json:"container_id,omitempty"`
@@ -2632,10 +2647,11 @@ const file_guest_proto_rawDesc = "" +
 	"\aexec_id\x18\x02 \x01(\tR\x06execId\x12\x16\n" +
 	"\x06height\x18\x03 \x01(\rR\x06height\x12\x14\n" +
 	"\x05width\x18\x04 \x01(\rR\x05width\"\x10\n" +
-	"\x0eResizeResponse\"O\n" +
+	"\x0eResizeResponse\"c\n" +
 	"\x11CloseStdinRequest\x12!\n" +
 	"\fcontainer_id\x18\x01 \x01(\tR\vcontainerId\x12\x17\n" +
-	"\aexec_id\x18\x02 \x01(\tR\x06execId\"\x14\n" +
+	"\aexec_id\x18\x02 \x01(\tR\x06execId\x12\x12\n" +
+	"\x04sent\x18\x03 \x01(\x04R\x04sent\"\x14\n" +
 	"\x12CloseStdinResponse\"I\n" +
 	"\vWaitRequest\x12!\n" +
 	"\fcontainer_id\x18\x01 \x01(\tR\vcontainerId\x12\x17\n" +
