@@ -87,6 +87,13 @@ type (
 		UnplugDisk(ctx context.Context, id string) error
 	}
 
+	// A Sweeper is a Driver that finds VMs whose handle was never recorded.
+	Sweeper interface {
+		// Sweep ends every process of ours started for the VM with this
+		// Config.ID; nil when there is none.
+		Sweep(ctx context.Context, id string) error
+	}
+
 	// A Meter reports what the VM costs the host.
 	Meter interface {
 		// HostUsage sums over all processes of the VM.

@@ -1,0 +1,164 @@
+package pod
+
+import (
+	"fmt"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/containerd/errdefs"
+
+	"github.com/hyper-run/hyper/internal/logs"
+)
+
+// Buckets of the stores.
+const (
+	bucketContainers = "containers" // record by container ID; in both stores
+	bucketVMs        = "vms"        // vmRecord by pod ID; runtime
+	bucketExecs      = "execs"      // execRecord by exec ID; runtime
+)
+
+// A record is what is kept of a container: in the durable store, or in the
+// runtime store when it removes itself at its end.
+type record struct {
+	ID           string
+	Name         string
+	PodID        string
+	Created      time.Time
+	Spec         Spec
+	Status       Status // created, exited, or running (as last known)
+	ExitCode     int
+	OOMKilled    bool
+	Error        string
+	StartedAt    time.Time
+	FinishedAt   time.Time
+	RestartCount int
+}
+
+// A container is one container of the Set.
+type container struct {
+	set *Set
+	id  string
+
+	// op is held by whoever changes what the container has on the host:
+	// Start, Remove, and the end of a run.
+	op sync.Mutex
+
+	mu      sync.Mutex // guards what follows
+	rec     record     // rec.Status is the container's state
+	run     *run       // what only a running container has
+	waiters []waiter
+	removed bool
+	started chan struct{} // closed while it runs
+
+	out [2]*fanout // who is attached to stdout and stderr, in this run or the next
+}
+
+type waiter struct {
+	cond WaitCondition
+	ch   chan ExitStatus
+}
+
+// transitions lists where each state may go; see the diagram at Status.
+var transitions = map[Status][]Status{
+	StatusCreated:  {StatusRunning, StatusCreated, StatusRemoving},
+	StatusRunning:  {StatusPaused, StatusExited},
+	StatusPaused:   {StatusRunning, StatusExited},
+	StatusExited:   {StatusRunning, StatusExited, StatusRemoving},
+	StatusRemoving: {StatusCreated, StatusExited}, // a removal that did not succeed
+}
+
+// transitionLocked is the only place where a container's state changes.
+func (c *container) transitionLocked(to Status) error {
+	if !slices.Contains(transitions[c.rec.Status], to) {
+		return fmt.Errorf("container %s is %s and cannot become %s: %w", c.rec.Name, c.rec.Status, to, errdefs.ErrConflict)
+	}
+	c.rec.Status = to
+	return nil
+}
+
+func (c *container) view() Container {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	r := c.rec
+	v := Container{
+		ID: r.ID, Name: r.Name, PodID: r.PodID, Created: r.Created, Spec: r.Spec,
+		Status: r.Status, ExitCode: r.ExitCode, OOMKilled: r.OOMKilled, Error: r.Error,
+		StartedAt: r.StartedAt, FinishedAt: r.FinishedAt, RestartCount: r.RestartCount,
+		Disk: c.set.cfg.Layout.ContainerDisk(r.ID),
+	}
+	if r.Spec.Log.Driver != "none" {
+		v.LogPath = logs.Path(c.set.cfg.Layout.ContainerLogs(r.ID))
+	}
+	if c.run != nil {
+		v.PID = c.run.pid
+		v.Net = networkInfo(c.run.vm.rec.Attachment)
+		info := c.run.vm.rec.Info
+		v.VM = &info
+		v.Execs = c.run.execIDs()
+	}
+	return v
+}
+
+// running returns the run of a container that runs or is paused.
+func (c *container) running() (*run, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.run == nil {
+		return nil, textError{fmt.Sprintf("container %s is not running", c.id), errdefs.ErrConflict}
+	}
+	return c.run, nil
+}
+
+// live is running, and not paused either.
+func (c *container) live() (*run, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	switch {
+	case c.run == nil:
+		return nil, textError{fmt.Sprintf("container %s is not running", c.id), errdefs.ErrConflict}
+	case c.rec.Status == StatusPaused:
+		return nil, textError{fmt.Sprintf("Container %s is paused, unpause the container first", c.rec.Name), errdefs.ErrConflict}
+	}
+	return c.run, nil
+}
+
+// save writes the record where it belongs. A container that removes itself
+// must not outlive the host's boot, so its record need not either.
+func (c *container) save() error {
+	c.mu.Lock()
+	r := c.rec
+	removed := c.removed
+	c.mu.Unlock()
+	if removed {
+		return nil
+	}
+	st := c.set.cfg.Store
+	if r.Spec.AutoRemove {
+		st = c.set.cfg.Runtime
+	}
+	return st.Put(bucketContainers, r.ID, r)
+}
+
+func (c *container) notifyLocked(st ExitStatus, conds ...WaitCondition) {
+	kept := c.waiters[:0]
+	for _, w := range c.waiters {
+		if slices.Contains(conds, w.cond) {
+			w.ch <- st // buffered
+		} else {
+			kept = append(kept, w)
+		}
+	}
+	c.waiters = kept
+}
+
+// release lets go of a running container without stopping it.
+func (c *container) release() {
+	c.mu.Lock()
+	r := c.run
+	c.mu.Unlock()
+	if r != nil {
+		r.vm.release()
+		<-r.released
+	}
+}

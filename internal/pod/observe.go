@@ -1,0 +1,169 @@
+package pod
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"iter"
+
+	"github.com/hyper-run/hyper/internal/guest/wire"
+	"github.com/hyper-run/hyper/internal/logs"
+)
+
+// Stats reads a running container's counters from the guest.
+func (s *Set) Stats(ctx context.Context, ref string) (*wire.StatsResponse, error) {
+	c, err := s.find(ref)
+	if err != nil {
+		return nil, err
+	}
+	r, err := c.running()
+	if err != nil {
+		return nil, err
+	}
+	g, err := r.vm.guest(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return g.Stats(ctx, &wire.StatsRequest{ContainerId: c.id})
+}
+
+// Processes lists a running container's processes.
+func (s *Set) Processes(ctx context.Context, ref string) ([]*wire.Process, error) {
+	c, err := s.find(ref)
+	if err != nil {
+		return nil, err
+	}
+	r, err := c.live()
+	if err != nil {
+		return nil, err
+	}
+	g, err := r.vm.guest(ctx)
+	if err != nil {
+		return nil, err
+	}
+	resp, err := g.Processes(ctx, &wire.ProcessesRequest{ContainerId: c.id})
+	if err != nil {
+		return nil, err
+	}
+	return resp.Processes, nil
+}
+
+// Console returns the last lines of the guest's kernel console.
+func (s *Set) Console(ctx context.Context, ref string) ([]byte, error) {
+	c, err := s.find(ref)
+	if err != nil {
+		return nil, err
+	}
+	r, err := c.running()
+	if err != nil {
+		return nil, err
+	}
+	return r.vm.vm.Console(ctx)
+}
+
+// Logs yields what a container printed.
+func (s *Set) Logs(ctx context.Context, ref string, o logs.ReadOptions) (iter.Seq2[logs.Record, error], error) {
+	c, err := s.find(ref)
+	if err != nil {
+		return nil, err
+	}
+	if c.rec.Spec.Log.Driver == "none" {
+		return nil, textError{"configured logging driver does not support reading", conflict}
+	}
+	var log *logs.Log
+	if r, err := c.running(); err == nil {
+		log, o.Done = r.log, r.ended
+	}
+	return logs.Read(ctx, c.set.cfg.Layout.ContainerLogs(c.id), log, o), nil
+}
+
+// Resize sets the window size of a container's terminal.
+func (s *Set) Resize(ctx context.Context, ref string, height, width uint) error {
+	c, err := s.find(ref)
+	if err != nil {
+		return err
+	}
+	r, err := c.running()
+	if err != nil {
+		return err
+	}
+	return r.resize(ctx, "", height, width)
+}
+
+func (r *run) resize(ctx context.Context, execID string, height, width uint) error {
+	g, err := r.vm.guest(ctx)
+	if err != nil {
+		return err
+	}
+	_, err = g.Resize(ctx, &wire.ResizeRequest{
+		ContainerId: r.c.id, ExecId: execID, Height: uint32(min(height, 1<<16-1)), Width: uint32(min(width, 1<<16-1)),
+	})
+	return err
+}
+
+// Update changes a container's limits, at once when it runs.
+func (s *Set) Update(ctx context.Context, ref string, res Resources) error {
+	c, err := s.find(ref)
+	if err != nil {
+		return err
+	}
+	c.op.Lock()
+	defer c.op.Unlock()
+	sp := c.rec.Spec
+	sp.Resources = merge(sp.Resources, res)
+	if err := s.check(sp); err != nil {
+		return err
+	}
+	if r, err := c.running(); err == nil {
+		if have := r.vm.rec.Info; s.memMiB(sp.Resources) > have.MemMiB || s.cpus(sp.Resources) > have.CPUs {
+			return fmt.Errorf("update container %s: its running VM has %d MiB and %d CPU; stop it to give it more: %w", c.rec.Name, have.MemMiB, have.CPUs, conflict)
+		}
+		if err := r.update(ctx, sp.Resources); err != nil {
+			return err
+		}
+	}
+	c.mu.Lock()
+	c.rec.Spec.Resources = sp.Resources
+	c.mu.Unlock()
+	if err := c.save(); err != nil {
+		return err
+	}
+	s.publish(c, "update")
+	return nil
+}
+
+func (r *run) update(ctx context.Context, res Resources) error {
+	data, err := json.Marshal(resources(res))
+	if err != nil {
+		return err
+	}
+	g, err := r.vm.guest(ctx)
+	if err != nil {
+		return err
+	}
+	if _, err := g.Update(ctx, &wire.UpdateRequest{ContainerId: r.c.id, Resources: data}); err != nil {
+		return fmt.Errorf("update limits: %w", err)
+	}
+	return nil
+}
+
+// merge lets what is set in over replace what is in base.
+func merge(base, over Resources) Resources {
+	pick(&base.MemoryBytes, over.MemoryBytes)
+	pick(&base.MemorySwapBytes, over.MemorySwapBytes)
+	pick(&base.MemoryReservationBytes, over.MemoryReservationBytes)
+	pick(&base.NanoCPUs, over.NanoCPUs)
+	pick(&base.CPUShares, over.CPUShares)
+	pick(&base.CPUPeriodUs, over.CPUPeriodUs)
+	pick(&base.CPUQuotaUs, over.CPUQuotaUs)
+	pick(&base.CPUSet, over.CPUSet)
+	pick(&base.PIDs, over.PIDs)
+	return base
+}
+
+func pick[T comparable](to *T, v T) {
+	var zero T
+	if v != zero {
+		*to = v
+	}
+}

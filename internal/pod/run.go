@@ -1,0 +1,326 @@
+package pod
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/hyper-run/hyper/internal/guest/wire"
+	"github.com/hyper-run/hyper/internal/logs"
+)
+
+// A run is what only a running container has. Its goroutines are the two
+// pumps and supervise, which ends the run; released is closed when all are gone.
+type run struct {
+	c   *container
+	vm  *machine
+	pid uint32
+	log *logs.Log
+
+	ended    chan struct{} // the run is over and the container's state says so
+	released chan struct{} // no goroutine of the run is left
+	pumps    sync.WaitGroup
+	logErrAt time.Time // when a log error was last reported; pumps may race on it harmlessly
+
+	inputMu sync.Mutex // one writer to stdin at a time
+	mu      sync.Mutex // guards what follows
+	stdin   io.WriteCloser
+	execs   map[string]*exec
+	stopped bool // somebody asked for the end
+}
+
+func newRun(c *container, m *machine, rr runRecord, log *logs.Log) *run {
+	return &run{
+		c: c, vm: m, pid: rr.PID, log: log, execs: map[string]*exec{},
+		ended: make(chan struct{}), released: make(chan struct{}),
+	}
+}
+
+// begin starts what goes on as long as the container runs.
+func (r *run) begin() {
+	streams := []logs.Stream{logs.Stdout}
+	if !r.c.rec.Spec.TTY {
+		streams = append(streams, logs.Stderr)
+	}
+	for _, s := range streams {
+		r.pumps.Go(func() { r.pump(s) })
+	}
+	r.c.set.background.Go(func() {
+		defer close(r.released)
+		r.supervise()
+	})
+}
+
+// gone says whether there is nothing left to talk to, or no reason to.
+func (r *run) gone() bool {
+	select {
+	case <-r.vm.vm.Done():
+		return true
+	case <-r.vm.ctx.Done():
+		return true
+	default:
+		return false
+	}
+}
+
+func (r *run) isEnded() bool {
+	select {
+	case <-r.ended:
+		return true
+	default:
+		return r.gone()
+	}
+}
+
+// An ending is how a run ended.
+type ending struct {
+	code   int
+	oom    bool
+	detail string // "" when the process exited by itself
+	at     time.Time
+}
+
+// supervise waits for the container's process and then ends the run. It
+// returns early, without ending it, when this hyperd lets go of the VM.
+func (r *run) supervise() {
+	e, ok := r.wait()
+	if !ok {
+		r.pumps.Wait()
+		r.log.Close()
+		return
+	}
+	r.c.op.Lock()
+	defer r.c.op.Unlock()
+	r.finish(e)
+}
+
+// wait returns how the process ended; false when this hyperd lets go first.
+func (r *run) wait() (ending, bool) {
+	type result struct {
+		st  *wire.WaitResponse
+		err error
+	}
+	exited := make(chan result, 1)
+	ctx, cancel := context.WithCancel(r.vm.ctx)
+	defer cancel()
+	go func() {
+		st, err := r.waitGuest(ctx)
+		exited <- result{st, err}
+	}()
+	select {
+	case x := <-exited:
+		if x.err == nil {
+			return ending{code: int(x.st.ExitCode), oom: x.st.OomKilled, at: time.Now()}, true
+		}
+		if r.vm.ctx.Err() != nil {
+			return ending{}, false
+		}
+		return ending{code: 255, detail: "lost the guest: " + x.err.Error(), at: time.Now()}, true
+	case <-r.vm.vm.Done():
+		return r.died(), true
+	case <-r.vm.ctx.Done():
+		return ending{}, false
+	}
+}
+
+// died describes a run whose VM ended by itself.
+func (r *run) died() ending {
+	exit := r.vm.vm.Exit()
+	detail := "the virtual machine stopped: " + describeExit(exit)
+	if out := r.vm.console(); out != "" {
+		detail += "\nguest console:\n" + out
+	}
+	if exit.Stderr != "" {
+		detail += "\nVMM output:\n" + exit.Stderr
+	}
+	return ending{code: 137, detail: detail, at: time.Now()}
+}
+
+// waitGuest asks the guest for the exit status, over as many connections as it takes.
+func (r *run) waitGuest(ctx context.Context) (*wire.WaitResponse, error) {
+	var err error
+	for range redials {
+		g, gerr := r.vm.guest(ctx)
+		if err = gerr; err != nil {
+			continue
+		}
+		var st *wire.WaitResponse
+		if st, err = g.Wait(ctx, &wire.WaitRequest{ContainerId: r.c.id}); err == nil {
+			return st, nil
+		}
+		if g.Err() == nil || r.gone() {
+			break // the guest answered, with an error
+		}
+	}
+	return nil, err
+}
+
+// Times given to a guest that may be stuck.
+const (
+	drainTimeout   = 10 * time.Second // for output to arrive after the exit
+	unmountTimeout = 30 * time.Second // for a clean unmount
+)
+
+// finish ends the run: the last output, a clean unmount, the VM and all it
+// had. Precondition: c.op is held.
+func (r *run) finish(e ending) {
+	s, c := r.c.set, r.c
+	ctx := context.Background()
+	if !r.drain() {
+		s.log.Warn("output did not end with its process", "container", c.id)
+	}
+	if !c.rec.Spec.AutoRemove && e.detail == "" {
+		if err := r.unmount(ctx); err != nil {
+			s.log.Warn("unmount container", "container", c.id, "err", err)
+		}
+	}
+	if err := r.vm.destroy(ctx); err != nil {
+		s.log.Error("end virtual machine", "container", c.id, "err", err)
+	}
+	r.pumps.Wait()
+	r.forgetExecs()
+	if err := r.log.Close(); err != nil {
+		s.log.Error("close log", "container", c.id, "err", err)
+	}
+	r.settle(e)
+	if e.oom {
+		s.publish(c, "oom")
+	}
+	s.publish(c, "die", "exitCode", strconv.Itoa(e.code))
+	r.notify(e)
+	if c.rec.Spec.AutoRemove {
+		if err := c.removeLocked(ctx); err != nil {
+			s.log.Error("remove container", "container", c.id, "err", err)
+		}
+	}
+}
+
+// drain waits for the pumps to deliver all that the process printed.
+func (r *run) drain() bool {
+	done := make(chan struct{})
+	go func() {
+		r.pumps.Wait()
+		close(done)
+	}()
+	t := time.NewTimer(drainTimeout)
+	defer t.Stop()
+	select {
+	case <-done:
+		return true
+	case <-r.vm.vm.Done():
+		return true
+	case <-t.C:
+		return false
+	}
+}
+
+func (r *run) unmount(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, unmountTimeout)
+	defer cancel()
+	g, err := r.vm.guest(ctx)
+	if err != nil {
+		return err
+	}
+	_, err = g.DeleteContainer(ctx, &wire.DeleteContainerRequest{Id: r.c.id})
+	return err
+}
+
+// settle writes the end into the container's state.
+func (r *run) settle(e ending) {
+	c := r.c
+	c.mu.Lock()
+	if err := c.transitionLocked(StatusExited); err != nil {
+		c.set.log.Error("end of a run", "err", err)
+	}
+	c.rec.ExitCode, c.rec.OOMKilled, c.rec.Error, c.rec.FinishedAt = e.code, e.oom, e.detail, e.at
+	c.run = nil
+	c.started = make(chan struct{})
+	c.mu.Unlock()
+	if err := c.save(); err != nil {
+		c.set.log.Error("record exit", "container", c.id, "err", err)
+	}
+}
+
+// notify tells everybody who waits, after the state says so.
+func (r *run) notify(e ending) {
+	c := r.c
+	close(r.ended)
+	c.out[0].end()
+	c.out[1].end()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.notifyLocked(ExitStatus{Code: e.code, Error: e.detail}, WaitNotRunning, WaitNextExit)
+}
+
+// Wait returns a channel that gets the exit status once.
+func (s *Set) Wait(_ context.Context, ref string, cond WaitCondition) (<-chan ExitStatus, error) {
+	c, err := s.find(ref)
+	if err != nil {
+		return nil, err
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	ch := make(chan ExitStatus, 1)
+	if cond == WaitNotRunning && c.run == nil {
+		ch <- ExitStatus{Code: c.rec.ExitCode, Error: c.rec.Error}
+		return ch, nil
+	}
+	c.waiters = append(c.waiters, waiter{cond, ch})
+	return ch, nil
+}
+
+// Pause freezes a running container's processes.
+func (s *Set) Pause(ctx context.Context, ref string) error {
+	return s.freeze(ctx, ref, StatusPaused)
+}
+
+// Resume lets a paused container's processes run on.
+func (s *Set) Resume(ctx context.Context, ref string) error {
+	return s.freeze(ctx, ref, StatusRunning)
+}
+
+func (s *Set) freeze(ctx context.Context, ref string, to Status) error {
+	c, err := s.find(ref)
+	if err != nil {
+		return err
+	}
+	c.op.Lock()
+	defer c.op.Unlock()
+	r, err := c.running()
+	if err != nil {
+		return err
+	}
+	if c.view().Status == to {
+		word := map[Status]string{StatusPaused: "already", StatusRunning: "not"}[to]
+		return textError{fmt.Sprintf("Container %s is %s paused", c.id, word), conflict}
+	}
+	g, err := r.vm.guest(ctx)
+	if err != nil {
+		return err
+	}
+	action := "pause"
+	if to == StatusPaused {
+		_, err = g.Pause(ctx, &wire.PauseRequest{ContainerId: c.id})
+	} else {
+		action = "unpause"
+		_, err = g.Resume(ctx, &wire.ResumeRequest{ContainerId: c.id})
+	}
+	if err != nil {
+		return fmt.Errorf("%s container %s: %w", action, c.id, err)
+	}
+	c.mu.Lock()
+	err = c.transitionLocked(to)
+	c.mu.Unlock()
+	rr := r.vm.rec.Containers[c.id]
+	rr.Paused = to == StatusPaused
+	r.vm.rec.Containers[c.id] = rr
+	if err = errors.Join(err, r.vm.save()); err != nil {
+		return err
+	}
+	s.publish(c, action)
+	return nil
+}

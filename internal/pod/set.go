@@ -1,0 +1,213 @@
+package pod
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"fmt"
+	"log/slog"
+	"net"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/containerd/errdefs"
+
+	"github.com/hyper-run/hyper/internal/event"
+	"github.com/hyper-run/hyper/internal/guest"
+	"github.com/hyper-run/hyper/internal/network"
+	"github.com/hyper-run/hyper/internal/store"
+	"github.com/hyper-run/hyper/internal/vmm"
+)
+
+// A Layer is one read-only layer of an image as a disk.
+type Layer struct {
+	ID   string // a disk ID (see vmm.Disk), the same for the same layer
+	Path string
+}
+
+// BootFiles are what a VM boots from.
+type BootFiles struct {
+	Name   string // what to call the kernel: "hyperkernel 6.12.117"
+	Kernel string // path
+	Initrd string // path
+	Stock  bool   // not ours: it may need PCI
+}
+
+// Config is what a Set works with.
+type Config struct {
+	Layout     store.Layout
+	Store      *store.Store // durable
+	Runtime    *store.Store // of this boot of the host
+	Driver     vmm.Driver
+	Network    network.Driver // nil: only network "none"; NetworkErr says why
+	NetworkErr error
+	Events     *event.Bus
+	Log        *slog.Logger
+
+	// Layers makes the image's layers ready to be mounted, lowest first, in
+	// at most max disks.
+	Layers func(ctx context.Context, imageID string, max int) ([]Layer, error)
+	// CreateDisk makes a writable disk at path, bytes large.
+	CreateDisk func(path string, bytes int64) error
+	// Boot chooses kernel and initrd; kernel "" means the default one.
+	Boot func(kernel string) (BootFiles, error)
+	// DialGuest is guest.Dial.
+	DialGuest func(ctx context.Context, conn net.Conn) (*guest.Client, error)
+
+	Accel        vmm.Accel
+	MemMiB       int // of a VM whose container has no limit
+	CPUs         int // of a VM whose container has no limit
+	HostCPUs     int
+	StartTimeout time.Duration // for a guest to answer after the VM started
+}
+
+// A Set is all pods and containers of one hyperd. Its methods may be called
+// concurrently.
+//
+// Lock order: container.op, Set.mu, container.mu. Nothing blocks while
+// holding Set.mu or container.mu.
+type Set struct {
+	cfg Config
+	log *slog.Logger
+
+	mu         sync.Mutex
+	containers map[string]*container // by ID
+	names      map[string]string     // name → ID
+	execs      map[string]*exec      // by ID
+	closing    bool
+
+	background sync.WaitGroup
+}
+
+var _ Containers = (*Set)(nil)
+
+// New returns the Set of what the stores say there is. Call Adopt before use.
+func New(cfg Config) *Set {
+	return &Set{
+		cfg: cfg, log: cfg.Log,
+		containers: map[string]*container{}, names: map[string]string{}, execs: map[string]*exec{},
+	}
+}
+
+// Close lets go of everything without stopping it: pods run on, and are found
+// again by the next hyperd.
+func (s *Set) Close() {
+	s.mu.Lock()
+	s.closing = true
+	all := s.allLocked()
+	s.mu.Unlock()
+	for _, c := range all {
+		c.release()
+	}
+	s.background.Wait()
+}
+
+func (s *Set) allLocked() []*container {
+	all := make([]*container, 0, len(s.containers))
+	for _, c := range s.containers {
+		all = append(all, c)
+	}
+	return all
+}
+
+// find returns the container that ref means: ID, name, or unique ID prefix,
+// in this order, as Docker.
+func (s *Set) find(ref string) (*container, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	name := strings.TrimPrefix(ref, "/")
+	if c := s.containers[ref]; c != nil {
+		return c, nil
+	}
+	if id, ok := s.names[name]; ok {
+		if c := s.containers[id]; c != nil {
+			return c, nil
+		}
+	}
+	var found *container
+	if isHex(ref) {
+		for id, c := range s.containers {
+			if !strings.HasPrefix(id, ref) {
+				continue
+			}
+			if found != nil {
+				return nil, fmt.Errorf("multiple IDs found with provided prefix: %s: %w", ref, errdefs.ErrInvalidArgument)
+			}
+			found = c
+		}
+	}
+	if found == nil {
+		return nil, notFound("No such container: " + ref)
+	}
+	return found, nil
+}
+
+func isHex(s string) bool {
+	return s != "" && len(s) <= 64 && strings.Trim(s, "0123456789abcdef") == ""
+}
+
+// notFound is an error whose text is exactly msg: clients compare it.
+func notFound(msg string) error { return textError{msg, errdefs.ErrNotFound} }
+
+// A textError has a kind without showing it in its text.
+type textError struct {
+	msg  string
+	kind error
+}
+
+func (e textError) Error() string { return e.msg }
+func (e textError) Unwrap() error { return e.kind }
+
+// newID returns a random ID: 64 hex digits, of which the first twelve are not
+// all decimal, so that a short ID is never taken for a number.
+func newID() string {
+	for {
+		b := make([]byte, 32)
+		rand.Read(b)
+		id := hex.EncodeToString(b)
+		if _, err := strconv.ParseInt(id[:12], 10, 64); err != nil {
+			return id
+		}
+	}
+}
+
+// Get returns one container.
+func (s *Set) Get(ref string) (Container, error) {
+	c, err := s.find(ref)
+	if err != nil {
+		return Container{}, err
+	}
+	return c.view(), nil
+}
+
+// List returns the containers that f selects, newest first.
+func (s *Set) List(f Filter) []Container {
+	s.mu.Lock()
+	all := s.allLocked()
+	s.mu.Unlock()
+	views := make([]Container, 0, len(all))
+	for _, c := range all {
+		v := c.view()
+		if f.All || v.Status == StatusRunning || v.Status == StatusPaused {
+			views = append(views, v)
+		}
+	}
+	slices.SortFunc(views, func(a, b Container) int { return b.Created.Compare(a.Created) })
+	return views
+}
+
+func (s *Set) publish(c *container, action string, attrs ...string) {
+	v := c.view()
+	m := make(map[string]string, len(v.Spec.Labels)+4)
+	for k, l := range v.Spec.Labels {
+		m[k] = l
+	}
+	m["name"], m["image"] = v.Name, v.Spec.Image
+	for i := 0; i+1 < len(attrs); i += 2 {
+		m[attrs[i]] = attrs[i+1]
+	}
+	s.cfg.Events.Publish(event.Event{Time: time.Now(), Type: "container", Action: action, ID: v.ID, Attrs: m})
+}

@@ -1,0 +1,381 @@
+package pod
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"sync"
+	"time"
+
+	"github.com/hyper-run/hyper/internal/guest/wire"
+	"github.com/hyper-run/hyper/internal/logs"
+)
+
+// A fanout hands one output stream of a container to everybody attached. It
+// outlasts runs: clients attach before the start.
+type fanout struct {
+	mu    sync.Mutex // held while a chunk is logged: who attaches sees all that follows
+	sinks []*sink
+}
+
+type sink struct {
+	w    io.Writer
+	done chan struct{} // closed at the end of the stream, or when w failed
+	err  error         // why w failed; valid once done
+	once sync.Once
+}
+
+func (k *sink) end(err error) {
+	k.once.Do(func() {
+		k.err = err
+		close(k.done)
+	})
+}
+
+// addLocked attaches w. Precondition: f.mu is held.
+func (f *fanout) addLocked(w io.Writer) *sink {
+	k := &sink{w: w, done: make(chan struct{})}
+	f.sinks = append(f.sinks, k)
+	return k
+}
+
+func (f *fanout) remove(k *sink) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for i, other := range f.sinks {
+		if other == k {
+			f.sinks = append(f.sinks[:i:i], f.sinks[i+1:]...)
+			break
+		}
+	}
+}
+
+// deliver gives p to those in sinks, one after the other: a slow reader stops
+// the container, as a slow terminal does. Who fails is dropped.
+func (f *fanout) deliver(sinks []*sink, p []byte) {
+	for _, k := range sinks {
+		select {
+		case <-k.done:
+			continue
+		default:
+		}
+		if _, err := k.w.Write(p); err != nil {
+			k.end(err)
+			f.remove(k)
+		}
+	}
+}
+
+// end tells everybody attached that the stream has ended.
+func (f *fanout) end() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, k := range f.sinks {
+		k.end(nil)
+	}
+	f.sinks = nil
+}
+
+// outputBuffer is how much is read from the guest at once.
+const outputBuffer = 64 << 10
+
+// pump carries one output stream from the guest to the log and to those
+// attached until it ends, the VM is gone, or this hyperd lets go of it.
+func (r *run) pump(s logs.Stream) {
+	kind := wire.StreamHeader_STDOUT
+	if s == logs.Stderr {
+		kind = wire.StreamHeader_STDERR
+	}
+	buf := make([]byte, outputBuffer)
+	next := r.log.Offset(s) // of the first byte not received
+	for tries := 0; tries < redials; tries++ {
+		before := next
+		err := r.pumpOnce(kind, s, &next, buf)
+		if err == nil || r.gone() {
+			break
+		}
+		if next > before {
+			tries = 0
+		}
+		r.c.set.log.Warn("output interrupted", "container", r.c.id, "stream", s, "err", err)
+	}
+	if r.vm.ctx.Err() == nil {
+		if _, err := r.log.Flush(s); err != nil {
+			r.c.set.log.Error("write log", "container", r.c.id, "err", err)
+		}
+	}
+}
+
+// pumpOnce carries the stream over one connection; nil at its end.
+func (r *run) pumpOnce(kind wire.StreamHeader_Kind, s logs.Stream, next *uint64, buf []byte) error {
+	g, err := r.vm.guest(r.vm.ctx)
+	if err != nil {
+		return err
+	}
+	out, err := g.Output(r.vm.ctx, r.c.id, "", kind, *next)
+	if err != nil {
+		return err
+	}
+	defer out.Close()
+	f := r.c.out[s]
+	for {
+		n, err := out.Read(buf)
+		if n > 0 {
+			*next += uint64(n)
+			f.mu.Lock()
+			safe, lerr := r.log.Write(s, buf[:n])
+			sinks := f.sinks
+			f.mu.Unlock()
+			if lerr != nil {
+				// A full disk must not stop the container: its output goes
+				// on to those attached, and is missing in the log.
+				r.logFailed(lerr)
+				safe = *next
+			}
+			if err := out.Ack(safe); err != nil {
+				return err
+			}
+			f.deliver(sinks, buf[:n])
+		}
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+	}
+}
+
+func (r *run) logFailed(err error) {
+	if time.Since(r.logErrAt) > time.Minute {
+		r.logErrAt = time.Now()
+		r.c.set.log.Error("write log", "container", r.c.id, "err", err)
+	}
+}
+
+// Attach connects a client to a container's stdio, in this run or the next,
+// and returns when the outputs it asked for have ended, a writer or reader
+// failed, or ctx ends.
+func (s *Set) Attach(ctx context.Context, ref string, o AttachOptions) error {
+	c, err := s.find(ref)
+	if err != nil {
+		return err
+	}
+	if !o.Stream {
+		if o.Attached != nil {
+			o.Attached()
+		}
+		return c.replay(ctx, o)
+	}
+	sinks, err := c.attachOutputs(ctx, o)
+	defer func() {
+		for i, k := range sinks {
+			if k != nil {
+				c.out[i].remove(k)
+			}
+		}
+	}()
+	if err != nil {
+		return err
+	}
+	if o.Attached != nil {
+		o.Attached()
+	}
+	var input <-chan error
+	if o.Stdin != nil && c.rec.Spec.Stdin {
+		input = c.attachInput(ctx, o.Stdin)
+	}
+	s.publish(c, "attach")
+	return c.attached(ctx, sinks, input)
+}
+
+// attachOutputs registers the client's writers, after what was logged when
+// that is asked for: nothing is missing or doubled in between.
+func (c *container) attachOutputs(ctx context.Context, o AttachOptions) (sinks [2]*sink, err error) {
+	for _, f := range c.out {
+		f.mu.Lock()
+		defer f.mu.Unlock()
+	}
+	if o.Logs {
+		if err := c.replay(ctx, o); err != nil {
+			return sinks, err
+		}
+	}
+	if o.Stdout != nil {
+		sinks[0] = c.out[0].addLocked(o.Stdout)
+	}
+	if o.Stderr != nil && !c.rec.Spec.TTY {
+		sinks[1] = c.out[1].addLocked(o.Stderr)
+	}
+	return sinks, nil
+}
+
+// attached waits for the end of an attachment: of its outputs, or of the run
+// when it has none. The end of the input ends nothing; a broken one does.
+func (c *container) attached(ctx context.Context, sinks [2]*sink, input <-chan error) error {
+	var ends []<-chan struct{}
+	for _, k := range sinks {
+		if k != nil {
+			ends = append(ends, k.done)
+		}
+	}
+	if len(ends) == 0 {
+		r, err := c.nextRun(ctx)
+		if err != nil {
+			return err
+		}
+		ends = append(ends, r.ended)
+	}
+	for len(ends) > 0 {
+		select {
+		case <-ends[0]:
+			ends = ends[1:]
+		case err := <-input:
+			if input = nil; err != nil {
+				return err
+			}
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	for _, k := range sinks {
+		if k != nil && k.err != nil {
+			return k.err
+		}
+	}
+	return nil
+}
+
+// replay writes what was logged to the client.
+func (c *container) replay(ctx context.Context, o AttachOptions) error {
+	if !o.Logs {
+		return nil
+	}
+	c.mu.Lock()
+	var log *logs.Log
+	if c.run != nil {
+		log = c.run.log
+	}
+	c.mu.Unlock()
+	writers := [2]io.Writer{o.Stdout, o.Stderr}
+	ro := logs.ReadOptions{Tail: -1, Stdout: o.Stdout != nil, Stderr: o.Stderr != nil}
+	for rec, err := range logs.Read(ctx, c.set.cfg.Layout.ContainerLogs(c.id), nil, ro) {
+		if err != nil {
+			return err
+		}
+		if _, err := writers[rec.Stream].Write(rec.Line); err != nil {
+			return err
+		}
+	}
+	if log == nil {
+		return nil
+	}
+	for i, w := range writers {
+		if p := log.Pending(logs.Stream(i)); w != nil && len(p) > 0 {
+			if _, err := w.Write(p); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// attachInput copies a client's input to the container, waiting for its start.
+// The channel gets nil at the end of the input, else what broke it.
+func (c *container) attachInput(ctx context.Context, in io.Reader) <-chan error {
+	result := make(chan error, 1)
+	go func() {
+		r, err := c.nextRun(ctx)
+		if err == nil {
+			err = r.copyInput(ctx, in)
+		}
+		if ctx.Err() == nil {
+			result <- err
+		}
+	}()
+	return result
+}
+
+// nextRun waits until the container runs.
+func (c *container) nextRun(ctx context.Context) (*run, error) {
+	for {
+		c.mu.Lock()
+		r, started := c.run, c.started
+		c.mu.Unlock()
+		if r != nil {
+			return r, nil
+		}
+		select {
+		case <-started:
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
+}
+
+func (r *run) copyInput(ctx context.Context, in io.Reader) error {
+	w, err := r.input(ctx)
+	if err != nil {
+		return err
+	}
+	sp := r.c.rec.Spec
+	_, err = io.Copy(lockedWriter{w, &r.inputMu}, in)
+	if sp.StdinOnce && !sp.TTY {
+		if cerr := r.closeInput(ctx); cerr != nil && !r.isEnded() && err == nil {
+			err = fmt.Errorf("close stdin: %w", cerr)
+		}
+	}
+	if r.isEnded() {
+		return nil // the process left before its input ended
+	}
+	return err
+}
+
+type lockedWriter struct {
+	w  io.Writer
+	mu *sync.Mutex
+}
+
+func (l lockedWriter) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.w.Write(p)
+}
+
+// input returns the stream to the process's standard input.
+func (r *run) input(ctx context.Context) (io.Writer, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.stdin != nil {
+		return r.stdin, nil
+	}
+	g, err := r.vm.guest(ctx)
+	if err != nil {
+		return nil, err
+	}
+	w, err := g.Stdin(ctx, r.c.id, "")
+	if err != nil {
+		return nil, fmt.Errorf("open stdin: %w", err)
+	}
+	r.stdin = w
+	return w, nil
+}
+
+// closeInput closes the process's standard input after all that was written.
+func (r *run) closeInput(ctx context.Context) error {
+	r.mu.Lock()
+	w := r.stdin
+	r.mu.Unlock()
+	if w != nil {
+		if err := w.Close(); err != nil {
+			return err
+		}
+	}
+	g, err := r.vm.guest(ctx)
+	if err != nil {
+		return err
+	}
+	_, err = g.CloseStdin(ctx, &wire.CloseStdinRequest{ContainerId: r.c.id})
+	return err
+}

@@ -1,0 +1,198 @@
+package pod
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/hyper-run/hyper/internal/guest"
+	"github.com/hyper-run/hyper/internal/network"
+	"github.com/hyper-run/hyper/internal/vmm"
+)
+
+// A vmRecord is what is kept of a pod's VM while it exists, in the runtime
+// store. It is put before the first thing it describes is made, and deleted
+// after the last is gone.
+type vmRecord struct {
+	PodID      string
+	Attachment *network.Attachment // nil: no network, or not attached yet
+	Handle     *vmm.Handle         // nil: not started yet
+	Info       VMInfo
+	Containers map[string]runRecord // that run in it, by ID
+}
+
+// A runRecord is what is kept of a container that runs.
+type runRecord struct {
+	PID       uint32
+	StartedAt time.Time
+	Paused    bool
+	Stdin     bool
+}
+
+// A machine is the VM of a pod, with all the pod has on the host because of
+// it. It makes the connection to the guest, and makes it anew when it is lost.
+type machine struct {
+	set      *Set
+	rec      vmRecord // changed only under the container's op lock
+	vm       vmm.VM
+	bootedAt time.Time // when the VMM was started
+
+	ctx    context.Context // ends when this hyperd lets go of the VM
+	cancel context.CancelFunc
+
+	mu     sync.Mutex // guards client; held while dialling
+	client *guest.Client
+}
+
+// redials bounds how often in a row a guest may drop the connection without
+// anything having come of it before its VM is given up.
+const redials = 5
+
+func newMachine(s *Set, rec vmRecord, vm vmm.VM) *machine {
+	ctx, cancel := context.WithCancel(context.Background())
+	return &machine{set: s, rec: rec, vm: vm, ctx: ctx, cancel: cancel}
+}
+
+// guest returns the live connection to the guest, dialling when there is none.
+func (m *machine) guest(ctx context.Context) (*guest.Client, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.client != nil && m.client.Err() == nil {
+		return m.client, nil
+	}
+	if m.client != nil {
+		m.client.Close()
+		m.client = nil
+	}
+	conn, err := m.vm.Dial(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("dial guest: %w", err)
+	}
+	c, err := m.set.cfg.DialGuest(ctx, conn)
+	if err != nil {
+		return nil, fmt.Errorf("dial guest: %w", err)
+	}
+	m.client = c
+	return c, nil
+}
+
+// firstContact waits for a VM that just started to answer. When it does not,
+// the error tells all there is to see.
+func (m *machine) firstContact(ctx context.Context) (*guest.Client, error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, m.set.cfg.StartTimeout,
+		fmt.Errorf("the guest did not answer within %v", m.set.cfg.StartTimeout))
+	defer cancel()
+	go func() {
+		select {
+		case <-m.vm.Done():
+			cancel()
+		case <-ctx.Done():
+		}
+	}()
+	c, err := m.guest(ctx)
+	if err == nil {
+		return c, nil
+	}
+	se := &vmm.StartError{Err: err}
+	select {
+	case <-m.vm.Done():
+		exit := m.vm.Exit()
+		se.Err = fmt.Errorf("the virtual machine stopped before the guest answered: %s", describeExit(exit))
+		se.Stderr = exit.Stderr
+	default:
+		if cause := context.Cause(ctx); cause != nil && !errors.Is(cause, context.Canceled) {
+			se.Err = cause
+		}
+	}
+	i := m.rec.Info
+	se.Tried = fmt.Sprintf("%s on %s (%s), %d CPU, %d MiB, kernel %s (%s)", i.Machine, m.set.cfg.Driver.Name(), i.Accel, i.CPUs, i.MemMiB, i.Kernel, i.KernelName)
+	se.Console = m.console()
+	return nil, se
+}
+
+func describeExit(e vmm.Exit) string {
+	text := map[vmm.ExitReason]string{
+		vmm.ExitPowerOff: "the guest powered off",
+		vmm.ExitReset:    "the guest reset itself",
+		vmm.ExitPanic:    "the guest's kernel panicked",
+		vmm.ExitKilled:   "it was killed",
+		vmm.ExitCrashed:  "the VMM died",
+	}[e.Reason]
+	if e.Detail != "" {
+		text += " (" + e.Detail + ")"
+	}
+	return text
+}
+
+// console is the last lines of the guest's console, "" when there are none.
+func (m *machine) console() string {
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
+	defer cancel()
+	out, err := m.vm.Console(ctx)
+	if err != nil {
+		return "(" + err.Error() + ")"
+	}
+	lines := strings.Split(strings.TrimRight(string(out), "\n"), "\n")
+	return strings.Join(lines[max(0, len(lines)-vmm.ConsoleLines):], "\n")
+}
+
+// release lets go of the VM; it runs on.
+func (m *machine) release() {
+	m.cancel()
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.client != nil {
+		m.client.Close()
+	}
+}
+
+// destroy ends the VM and gives back all the pod has because of it.
+func (m *machine) destroy(ctx context.Context) error {
+	m.release()
+	return m.set.reclaim(ctx, m.rec, m.vm)
+}
+
+// reclaim gives back what rec describes. vm is nil when it is gone already.
+// The record goes last, so that a crash in between is cleaned up at start-up.
+func (s *Set) reclaim(ctx context.Context, rec vmRecord, vm vmm.VM) error {
+	var errs []error
+	if vm != nil {
+		errs = append(errs, vm.Kill(ctx))
+	}
+	if rec.Attachment != nil && s.cfg.Network != nil {
+		errs = append(errs, s.cfg.Network.Detach(ctx, *rec.Attachment))
+	}
+	errs = append(errs, os.RemoveAll(s.cfg.Layout.Pod(rec.PodID)))
+	if err := errors.Join(errs...); err != nil {
+		return fmt.Errorf("give back what pod %s had: %w", rec.PodID, err)
+	}
+	return s.cfg.Runtime.Delete(bucketVMs, rec.PodID)
+}
+
+func (m *machine) save() error { return m.set.cfg.Runtime.Put(bucketVMs, m.rec.PodID, m.rec) }
+
+func networkInfo(a *network.Attachment) *NetworkInfo {
+	if a == nil {
+		return nil
+	}
+	n := &NetworkInfo{Network: a.Network, MAC: a.MAC.String()}
+	for _, p := range a.Addrs {
+		if p.Addr().Is4() {
+			n.Address, n.PrefixLen = p.Addr().String(), p.Bits()
+		} else {
+			n.IPv6, n.IPv6PrefixLen = p.Addr().String(), p.Bits()
+		}
+	}
+	for _, g := range a.Gateway {
+		if g.Is4() {
+			n.Gateway = g.String()
+		} else {
+			n.IPv6Gateway = g.String()
+		}
+	}
+	return n
+}
