@@ -61,20 +61,21 @@ func (s *Set) Console(ctx context.Context, ref string) ([]byte, error) {
 	return r.vm.vm.Console(ctx)
 }
 
-// Logs yields what a container printed.
-func (s *Set) Logs(ctx context.Context, ref string, o logs.ReadOptions) (iter.Seq2[logs.Record, error], error) {
+// Logs yields what a container printed, and says whether it has a terminal.
+func (s *Set) Logs(ctx context.Context, ref string, o logs.ReadOptions) (iter.Seq2[logs.Record, error], bool, error) {
 	c, err := s.find(ref)
 	if err != nil {
-		return nil, err
+		return nil, false, err
 	}
-	if c.rec.Spec.Log.Driver == "none" {
-		return nil, textError{"configured logging driver does not support reading", conflict}
+	sp := c.view().Spec
+	if sp.Log.Driver == "none" {
+		return nil, false, textError{"configured logging driver does not support reading", conflict}
 	}
 	var log *logs.Log
 	if r, err := c.running(); err == nil {
 		log, o.Done = r.log, r.ended
 	}
-	return logs.Read(ctx, c.set.cfg.Layout.ContainerLogs(c.id), log, o), nil
+	return logs.Read(ctx, s.cfg.Layout.ContainerLogs(c.id), log, o), sp.TTY, nil
 }
 
 // Resize sets the window size of a container's terminal.

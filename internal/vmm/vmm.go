@@ -43,6 +43,10 @@ type Driver interface {
 	// [ErrGone] when that VM no longer runs (never another process that
 	// happens to have the same id).
 	Adopt(ctx context.Context, h Handle) (VM, error)
+
+	// Close lets go of all VMs: connections to them end, they run on and can
+	// be adopted again. Their VM values must not be used any more.
+	Close()
 }
 
 // A VM is one running virtual machine. Its methods may be called
@@ -79,14 +83,8 @@ type VM interface {
 	Kill(ctx context.Context) error
 }
 
-// Optional abilities of a VM, asserted in one place (pod).
+// Optional abilities of a driver or a VM, asserted in one place (pod).
 type (
-	// A DiskPlugger adds and removes disks of a running VM.
-	DiskPlugger interface {
-		PlugDisk(ctx context.Context, d Disk) error
-		UnplugDisk(ctx context.Context, id string) error
-	}
-
 	// A Sweeper is a Driver that finds VMs whose handle was never recorded.
 	Sweeper interface {
 		// Sweep ends every process of ours started for the VM with this
@@ -94,7 +92,7 @@ type (
 		Sweep(ctx context.Context, id string) error
 	}
 
-	// A Meter reports what the VM costs the host.
+	// A Meter is a VM that reports what it costs the host.
 	Meter interface {
 		// HostUsage sums over all processes of the VM.
 		HostUsage(ctx context.Context) (HostUsage, error)
@@ -118,12 +116,15 @@ const (
 type Machine string
 
 // Machines. MachineAuto lets the driver choose by what the configuration
-// needs; MachinePC has PCI (any kernel finds its devices), MachineMicroVM is
-// lighter and needs a kernel with virtio-mmio on the command line.
+// needs; it supposes a kernel that can do either, as HyperKernel. MachineQ35
+// has PCI, where any kernel finds its devices. MachineMicroVM is lighter and
+// boots sooner, but its kernel needs ACPI and virtio-mmio built in.
 const (
 	MachineAuto    Machine = "auto"
-	MachinePC      Machine = "pc"
+	MachineQ35     Machine = "q35"
 	MachineMicroVM Machine = "microvm"
+
+	MachinePC = MachineQ35 // an older name
 )
 
 // Config says what VM to make. It is one value, complete before Start.
@@ -142,15 +143,21 @@ type Config struct {
 	Initrd  string // path of an initrd
 	Cmdline string // appended to what the driver itself needs
 
-	CPUs   int // 1 to 64
-	MemMiB int // at least MinMemMiB
+	CPUs   int // 1 to MaxCPUs
+	MemMiB int // MinMemMiB to MaxMemMiB
 
 	Disks []Disk // in order; the guest finds each by its ID
 	NICs  []NIC
 }
 
-// MinMemMiB is the least memory a guest boots with.
-const MinMemMiB = 64
+// What a Config may ask for.
+const (
+	MinMemMiB = 64      // the least memory a guest boots with
+	MaxMemMiB = 1 << 20 // 1 TiB
+	MaxCPUs   = 64
+	MaxDisks  = 20 // fewer than any machine has slots for, beside one NIC
+	MaxNICs   = 4
+)
 
 // A Disk is a raw file or block device given to the guest as a disk.
 type Disk struct {
