@@ -24,6 +24,7 @@ type run struct {
 	ended    chan struct{} // the run is over and the container's state says so
 	released chan struct{} // no goroutine of the run is left
 	pumps    sync.WaitGroup
+	queues   []*queue
 	logErrAt time.Time // when a log error was last reported; pumps may race on it harmlessly
 
 	inputMu sync.Mutex // one writer to stdin at a time
@@ -47,7 +48,9 @@ func (r *run) begin() {
 		streams = append(streams, logs.Stderr)
 	}
 	for _, s := range streams {
-		r.pumps.Go(func() { r.pump(s) })
+		q := newQueue(r.c.out[s])
+		r.queues = append(r.queues, q)
+		r.pumps.Go(func() { r.pump(s, q) })
 	}
 	r.c.set.background.Go(func() {
 		defer close(r.released)
@@ -201,6 +204,9 @@ func (r *run) finish(e ending) {
 
 // drain waits for the pumps to deliver all that the process printed.
 func (r *run) drain() bool {
+	for _, q := range r.queues {
+		q.lift()
+	}
 	done := make(chan struct{})
 	go func() {
 		r.pumps.Wait()
@@ -232,6 +238,14 @@ func (r *run) unmount(ctx context.Context) error {
 // settle writes the end into the container's state.
 func (r *run) settle(e ending) {
 	c := r.c
+	// Together with the state, so that who attaches is either ended here or
+	// waits for the next run.
+	for _, f := range c.out {
+		f.mu.Lock()
+		endSinks(f.sinks)
+		f.sinks = nil
+		defer f.mu.Unlock()
+	}
 	c.mu.Lock()
 	if err := c.transitionLocked(StatusExited); err != nil {
 		c.set.log.Error("end of a run", "err", err)
@@ -249,8 +263,6 @@ func (r *run) settle(e ending) {
 func (r *run) notify(e ending) {
 	c := r.c
 	close(r.ended)
-	c.out[0].end()
-	c.out[1].end()
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.notifyLocked(ExitStatus{Code: e.code, Error: e.detail}, WaitNotRunning, WaitNextExit)

@@ -378,14 +378,13 @@ func (c *container) enter(m *machine, fresh bool) error {
 
 // startFailed leaves the container as it was, with the reason.
 func (c *container) startFailed(ctx context.Context, err error) error {
+	endSinks(append(c.out[0].take(), c.out[1].take()...))
 	c.mu.Lock()
 	c.rec.Error, c.rec.ExitCode = err.Error(), 128
 	var ee *execError
 	if errors.As(err, &ee) {
 		c.rec.ExitCode = ee.code
 	}
-	c.out[0].end()
-	c.out[1].end()
 	remove := c.rec.Spec.AutoRemove
 	if remove {
 		c.notifyLocked(ExitStatus{Code: c.rec.ExitCode, Error: c.rec.Error}, WaitNextExit, WaitNotRunning)

@@ -51,47 +51,43 @@ func (f *fanout) remove(k *sink) {
 	}
 }
 
-// deliver gives p to those in sinks, one after the other: a slow reader stops
-// the container, as a slow terminal does. Who fails is dropped.
-func (f *fanout) deliver(sinks []*sink, p []byte) {
-	for _, k := range sinks {
-		select {
-		case <-k.done:
-			continue
-		default:
-		}
-		if _, err := k.w.Write(p); err != nil {
-			k.end(err)
-			f.remove(k)
-		}
+// write gives p to one who is attached. Who fails is dropped.
+func (f *fanout) write(k *sink, p []byte) {
+	select {
+	case <-k.done:
+		return
+	default:
+	}
+	if _, err := k.w.Write(p); err != nil {
+		k.end(err)
+		f.remove(k)
 	}
 }
 
-// end tells everybody attached that the stream has ended.
-func (f *fanout) end() {
+// take removes everybody attached and returns them.
+func (f *fanout) take() []*sink {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	for _, k := range f.sinks {
-		k.end(nil)
-	}
+	all := f.sinks
 	f.sinks = nil
+	return all
 }
 
-// outputBuffer is how much is read from the guest at once.
-const outputBuffer = 64 << 10
-
-// pump carries one output stream from the guest to the log and to those
-// attached until it ends, the VM is gone, or this hyperd lets go of it.
-func (r *run) pump(s logs.Stream) {
-	kind := wire.StreamHeader_STDOUT
-	if s == logs.Stderr {
-		kind = wire.StreamHeader_STDERR
+// endSinks tells clients that their stream has ended.
+func endSinks(sinks []*sink) {
+	for _, k := range sinks {
+		k.end(nil)
 	}
-	buf := make([]byte, outputBuffer)
+}
+
+// pump carries one output stream from the guest to the log and, through q, to
+// those attached, until it ends, the VM is gone, or this hyperd lets go of it.
+func (r *run) pump(s logs.Stream, q *queue) {
+	defer q.close()
 	next := r.log.Offset(s) // of the first byte not received
 	for tries := 0; tries < redials; tries++ {
 		before := next
-		err := r.pumpOnce(kind, s, &next, buf)
+		err := r.pumpOnce(s, q, &next)
 		if err == nil || r.gone() {
 			break
 		}
@@ -108,7 +104,8 @@ func (r *run) pump(s logs.Stream) {
 }
 
 // pumpOnce carries the stream over one connection; nil at its end.
-func (r *run) pumpOnce(kind wire.StreamHeader_Kind, s logs.Stream, next *uint64, buf []byte) error {
+func (r *run) pumpOnce(s logs.Stream, q *queue, next *uint64) error {
+	kind := [...]wire.StreamHeader_Kind{wire.StreamHeader_STDOUT, wire.StreamHeader_STDERR}[s]
 	g, err := r.vm.guest(r.vm.ctx)
 	if err != nil {
 		return err
@@ -120,6 +117,7 @@ func (r *run) pumpOnce(kind wire.StreamHeader_Kind, s logs.Stream, next *uint64,
 	defer out.Close()
 	f := r.c.out[s]
 	for {
+		buf := q.buffer()
 		n, err := out.Read(buf)
 		if n > 0 {
 			*next += uint64(n)
@@ -133,10 +131,10 @@ func (r *run) pumpOnce(kind wire.StreamHeader_Kind, s logs.Stream, next *uint64,
 				r.logFailed(lerr)
 				safe = *next
 			}
+			q.push(chunk{buf[:n], sinks})
 			if err := out.Ack(safe); err != nil {
 				return err
 			}
-			f.deliver(sinks, buf[:n])
 		}
 		if errors.Is(err, io.EOF) {
 			return nil
