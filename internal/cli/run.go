@@ -1,0 +1,239 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"io"
+
+	"github.com/moby/moby/api/types/container"
+	moby "github.com/moby/moby/client"
+	"github.com/spf13/cobra"
+
+	"github.com/hyper-run/hyper/client"
+)
+
+// runFlags are the flags of run.
+type runFlags struct {
+	*createFlags
+	detach, sigProxy bool
+	keys             string
+}
+
+func newRun(a *app) *cobra.Command {
+	c := command("run [OPTIONS] IMAGE [COMMAND] [ARG...]", "Create and run a new container from an image", args(1, -1),
+		"hyper container run", "hyper run")
+	f := &runFlags{createFlags: addCreateFlags(c.Flags())}
+	c.Flags().BoolVarP(&f.detach, "detach", "d", false, "Run container in background and print container ID")
+	c.Flags().BoolVar(&f.sigProxy, "sig-proxy", true, "Proxy received signals to the process")
+	c.Flags().StringVar(&f.keys, "detach-keys", "", "Override the key sequence for detaching a container")
+	c.ValidArgsFunction = a.completeImages(1)
+	c.RunE = run(func(ctx context.Context, args []string) error { return a.runContainer(ctx, f, args) })
+	return c
+}
+
+func (a *app) runContainer(ctx context.Context, f *runFlags, args []string) error {
+	refuse := func(err error) error { return withCode(createCode(err), cannot(err, "run")) }
+	req, err := f.request(args)
+	if err != nil {
+		return refuse(err)
+	}
+	keys, err := detachKeys(f.keys)
+	if err != nil {
+		return refuse(err)
+	}
+	cfg := req.Config
+	if f.detach {
+		if f.Attached() {
+			return refuse(errors.New("--attach and --detach exclude each other"))
+		}
+		cfg.AttachStdin, cfg.AttachStdout, cfg.AttachStderr, cfg.StdinOnce = false, false, false, false
+	} else if err := a.checkTTY(cfg.AttachStdin, cfg.Tty); err != nil {
+		return refuse(err)
+	}
+	if cfg.Tty {
+		h, w := consoleSize(a.out)
+		req.HostConfig.ConsoleSize = [2]uint{h, w}
+	}
+	id, err := a.create(ctx, f.createFlags, req)
+	if err != nil {
+		return refuse(err)
+	}
+	if !cfg.AttachStdin && !cfg.AttachStdout && !cfg.AttachStderr {
+		if _, err := a.api().ContainerStart(ctx, id, moby.ContainerStartOptions{}); err != nil {
+			return withCode(startCode(err), cannot(err, "run"))
+		}
+		a.println(id)
+		return nil
+	}
+	r := foreground{
+		app: a, id: id, action: "run", sigProxy: f.sigProxy, keys: keys, keysText: f.keys,
+		tty: cfg.Tty, stdin: cfg.AttachStdin, stdout: cfg.AttachStdout, stderr: cfg.AttachStderr,
+		autoRemove: req.HostConfig.AutoRemove, size: req.HostConfig.ConsoleSize,
+	}
+	return r.run(ctx)
+}
+
+// A foreground run starts a container that exists with hyper's own streams
+// attached to it, and ends as it does.
+type foreground struct {
+	*app
+	id, action                 string
+	sigProxy, autoRemove       bool
+	tty, stdin, stdout, stderr bool
+	keys                       []byte
+	keysText                   string
+	size                       [2]uint // height and width that it is created with
+	plainStartCode             bool    // 1 when it doesn't start, as docker start
+}
+
+func (r *foreground) run(ctx context.Context) error {
+	if r.sigProxy {
+		var stop func()
+		ctx, stop = r.proxySignals(ctx, r.id)
+		defer stop()
+	}
+	// Both before the start: nothing that is written is lost, nor the exit.
+	exit := r.awaitExit(ctx)
+	conn, err := r.api().Attach(ctx, r.id, moby.ContainerAttachOptions{
+		Stream: true, Stdin: r.stdin, Stdout: r.stdout, Stderr: r.stderr, DetachKeys: r.keysText,
+	})
+	if err != nil {
+		return withCode(exitRefused, cannot(err, "%s", r.action))
+	}
+	streams := r.streams(conn)
+	ended := make(chan error, 1)
+	streamCtx, stopStreams := context.WithCancel(ctx)
+	defer stopStreams()
+	go func() { ended <- streams.run(streamCtx) }()
+	if err := <-exit.ready; err != nil {
+		stopStreams()
+		<-ended
+		return withCode(exitRefused, cannot(err, "%s", r.action))
+	}
+	if _, err := r.api().ContainerStart(ctx, r.id, moby.ContainerStartOptions{}); err != nil {
+		stopStreams()
+		<-ended // the terminal is as it was
+		return r.notStarted(err, exit)
+	}
+	if r.tty {
+		defer r.followSize(ctx, r.size[0], r.size[1], func(ctx context.Context, h, w uint) {
+			r.api().ContainerResize(ctx, r.id, moby.ContainerResizeOptions{Height: h, Width: w})
+		})()
+	}
+	return r.finish(ended, exit, stopStreams)
+}
+
+func (r *foreground) streams(conn *client.Stream) *session {
+	s := &session{conn: conn, tty: r.tty, keys: r.keys}
+	if r.stdin {
+		s.in = r.in
+	}
+	if r.stdout {
+		s.out = r.out
+	}
+	if r.stderr && !r.tty {
+		s.err = r.app.err
+	}
+	if r.tty && r.stderr && !r.stdout {
+		s.out = r.app.out
+	}
+	return s
+}
+
+// finish waits for the end of the output and of the container.
+func (r *foreground) finish(ended <-chan error, exit *exitWaiter, stopStreams func()) error {
+	fail := func(err error) error { return withCode(exitRefused, cannot(err, "%s", r.action)) }
+	select {
+	case err := <-ended:
+		if errors.Is(err, errDetached) {
+			return nil
+		}
+		if err != nil {
+			return fail(err)
+		}
+		code, err := exit.wait()
+		if err != nil {
+			return fail(err)
+		}
+		return status(code)
+	case res := <-exit.done:
+		if !r.stdout && !r.stderr {
+			stopStreams()
+		}
+		if err := <-ended; err != nil && !errors.Is(err, context.Canceled) && !errors.Is(err, errDetached) && !errors.Is(err, io.ErrUnexpectedEOF) {
+			return fail(err)
+		}
+		if res.err != nil {
+			return fail(res.err)
+		}
+		return status(res.code)
+	}
+}
+
+// notStarted ends a run whose container did not start.
+func (r *foreground) notStarted(err error, exit *exitWaiter) error {
+	if r.autoRemove {
+		exit.wait()
+	}
+	if r.plainStartCode {
+		return cannot(err, "%s", r.action)
+	}
+	return withCode(startCode(err), cannot(err, "%s", r.action))
+}
+
+// An exitWaiter waits for a container's next exit, or its removal when it
+// removes itself.
+type exitWaiter struct {
+	ready <-chan error // one value: nil once the daemon waits
+	done  <-chan exitResult
+}
+
+type exitResult struct {
+	code int
+	err  error
+}
+
+func (w *exitWaiter) wait() (int, error) {
+	r := <-w.done
+	return r.code, r.err
+}
+
+// awaitExit begins to wait. It owns a goroutine until the container exits.
+func (r *foreground) awaitExit(ctx context.Context) *exitWaiter {
+	cond := container.WaitConditionNextExit
+	if r.autoRemove {
+		cond = container.WaitConditionRemoved
+	}
+	ready, done := make(chan error, 1), make(chan exitResult, 1)
+	go func() {
+		res := r.api().ContainerWait(ctx, r.id, moby.ContainerWaitOptions{Condition: cond})
+		select {
+		case err := <-res.Error: // the daemon refused
+			ready <- err
+			done <- exitResult{err: err}
+			return
+		default:
+			ready <- nil
+		}
+		done <- waited(res)
+	}()
+	return &exitWaiter{ready: ready, done: done}
+}
+
+// waited is the outcome of a wait.
+func waited(res moby.ContainerWaitResult) exitResult {
+	select {
+	case v := <-res.Result:
+		if v.Error != nil {
+			return exitResult{err: errors.New(v.Error.Message)}
+		}
+		return exitResult{code: int(v.StatusCode)}
+	case err := <-res.Error:
+		if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
+			err = hinted{errLostDaemon, "the container may still run: 'hyper ps' and 'hyper logs' tell"}
+		}
+		return exitResult{err: err}
+	}
+}
+
+var errLostDaemon = errors.New("the connection to hyperd was lost")

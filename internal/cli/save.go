@@ -1,0 +1,46 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"io"
+
+	"github.com/google/renameio/v2"
+	"github.com/spf13/cobra"
+)
+
+func newSave(a *app) *cobra.Command {
+	c := command("save [OPTIONS] IMAGE [IMAGE...]", "Save one or more images to a tar archive (streamed to STDOUT by default)", args(1, -1),
+		"hyper image save", "hyper save")
+	var output string
+	c.Flags().StringVarP(&output, "output", "o", "", "Write to a file, instead of STDOUT")
+	c.ValidArgsFunction = a.completeImages(-1)
+	c.RunE = run(func(ctx context.Context, args []string) error {
+		return cannot(a.save(ctx, args, output), "save")
+	})
+	return c
+}
+
+func (a *app) save(ctx context.Context, images []string, output string) error {
+	if _, ok := terminal(a.out); ok && output == "" {
+		return hinted{errors.New("the output is a terminal"), "redirect it, or use -o FILE"}
+	}
+	res, err := a.api().ImageSave(ctx, images)
+	if err != nil {
+		return err
+	}
+	defer res.Close()
+	if output == "" {
+		_, err := io.CopyBuffer(struct{ io.Writer }{a.out}, struct{ io.Reader }{res}, make([]byte, 4*copyBuffer))
+		return err
+	}
+	f, err := renameio.NewPendingFile(output, renameio.WithPermissions(0o600), renameio.WithExistingPermissions())
+	if err != nil {
+		return err
+	}
+	defer f.Cleanup()
+	if _, err := io.CopyBuffer(struct{ io.Writer }{f}, struct{ io.Reader }{res}, make([]byte, 4*copyBuffer)); err != nil {
+		return err
+	}
+	return f.CloseAtomicallyReplace()
+}

@@ -1,0 +1,170 @@
+package cli
+
+import (
+	"bufio"
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+
+	"github.com/moby/term"
+
+	"github.com/hyper-run/hyper/client"
+)
+
+// copyBuffer is as much as a pipe holds.
+const copyBuffer = 64 << 10
+
+// errDetached is how a session ends that the user left with the detach keys.
+var errDetached = errors.New("detached")
+
+// A session carries the standard streams of one process between hyper's own
+// and a connection to the daemon.
+type session struct {
+	conn     *client.Stream
+	tty      bool
+	in       io.Reader // nil: not attached
+	out, err io.Writer // nil: not attached; a tty has only out
+	keys     []byte    // that detach
+}
+
+// detachKeys reads --detach-keys; the default is Docker's.
+func detachKeys(s string) ([]byte, error) {
+	if s == "" {
+		return []byte{16, 17}, nil // ctrl-p, ctrl-q
+	}
+	keys, err := term.ToBytes(s)
+	if err != nil {
+		return nil, fmt.Errorf("--detach-keys %s: %w", s, err)
+	}
+	return keys, nil
+}
+
+// run copies until the process has closed its output, the user detaches
+// (errDetached) or ctx ends (its cause). Input that is still open does not keep it. It
+// closes the connection.
+//
+// It owns two goroutines; the one that reads input may be left blocked in a
+// read, since nothing can interrupt that.
+func (s *session) run(ctx context.Context) error {
+	defer s.conn.Close()
+	in := s.in
+	if in != nil && s.tty {
+		restore, err := makeRaw(in)
+		if err != nil {
+			return fmt.Errorf("set up the terminal: %w", err)
+		}
+		defer restore()
+		in = term.NewEscapeProxy(in, s.keys)
+	}
+	output, input := make(chan error, 1), make(chan error, 1)
+	go func() { output <- s.copyOutput() }()
+	if in != nil {
+		go func() { input <- s.copyInput(in) }()
+	}
+	for {
+		select {
+		case err := <-output:
+			return err
+		case err := <-input:
+			if err != nil {
+				return err
+			}
+			if s.out == nil && s.err == nil {
+				return nil
+			}
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+}
+
+func (s *session) copyOutput() error {
+	if !s.tty {
+		return demux(s.conn.Reader(), s.out, s.err)
+	}
+	out := s.out
+	if out == nil {
+		out = io.Discard
+	}
+	_, err := io.CopyBuffer(struct{ io.Writer }{out}, struct{ io.Reader }{s.conn}, make([]byte, copyBuffer))
+	return err
+}
+
+// copyInput returns nil at the end of input, and when the process takes no
+// more: that it ends is seen on its output.
+func (s *session) copyInput(in io.Reader) error {
+	_, err := io.CopyBuffer(struct{ io.Writer }{s.conn}, struct{ io.Reader }{in}, make([]byte, copyBuffer))
+	if errors.As(err, new(term.EscapeError)) {
+		return errDetached
+	}
+	s.conn.CloseWrite()
+	return nil
+}
+
+// The streams of a multiplexed connection (github.com/moby/moby/api/pkg/stdcopy).
+const (
+	frameHeader = 8
+	frameStderr = 2
+	frameError  = 3
+)
+
+// demux copies the frames of r to out and err, either of which may be nil. It
+// copies nothing in memory: what the buffer of r holds is written from there.
+func demux(r *bufio.Reader, out, err io.Writer) error {
+	for {
+		h, e := r.Peek(frameHeader)
+		if e == io.EOF && len(h) == 0 {
+			return nil
+		}
+		if e != nil {
+			return fmt.Errorf("read output: %w", unexpected(e))
+		}
+		kind, n := h[0], int(binary.BigEndian.Uint32(h[4:]))
+		r.Discard(frameHeader)
+		w := out
+		switch kind {
+		case 0, 1:
+		case frameStderr:
+			w = err
+		case frameError:
+			msg, e := io.ReadAll(io.LimitReader(r, int64(min(n, copyBuffer))))
+			if e != nil {
+				return fmt.Errorf("read output: %w", e)
+			}
+			return fmt.Errorf("error from daemon in stream: %s", msg)
+		default:
+			return fmt.Errorf("read output: stream %d is not one of a process", kind)
+		}
+		if e := copyFrame(w, r, n); e != nil {
+			return e
+		}
+	}
+}
+
+func copyFrame(w io.Writer, r *bufio.Reader, n int) error {
+	for n > 0 {
+		if r.Buffered() == 0 {
+			if _, err := r.Peek(1); err != nil {
+				return fmt.Errorf("read output: %w", unexpected(err))
+			}
+		}
+		part, _ := r.Peek(min(n, r.Buffered()))
+		if w != nil {
+			if _, err := w.Write(part); err != nil {
+				return err
+			}
+		}
+		r.Discard(len(part))
+		n -= len(part)
+	}
+	return nil
+}
+
+func unexpected(err error) error {
+	if err == io.EOF {
+		return io.ErrUnexpectedEOF
+	}
+	return err
+}
