@@ -160,7 +160,7 @@ func (r *foreground) finish(ended <-chan error, exit *exitWaiter, stopStreams fu
 		if !r.stdout && !r.stderr {
 			stopStreams()
 		}
-		if err := <-ended; err != nil && !errors.Is(err, context.Canceled) && !errors.Is(err, errDetached) && !errors.Is(err, io.ErrUnexpectedEOF) {
+		if err := <-ended; err != nil && !errors.Is(err, context.Canceled) && !errors.Is(err, errDetached) {
 			return fail(err)
 		}
 		if res.err != nil {

@@ -42,8 +42,8 @@ func (l Labels) String() string {
 	return strings.Join(out, ",")
 }
 
-// MarshalJSON makes labels a string, as every other field is.
-func (l Labels) MarshalJSON() ([]byte, error) { return json.Marshal(l.String()) }
+// MarshalText makes labels a string in JSON, as every other field is.
+func (l Labels) MarshalText() ([]byte, error) { return []byte(l.String()), nil }
 
 // A Table describes a kind of list.
 type Table struct {
