@@ -53,10 +53,15 @@ func Dial(ctx context.Context, conn net.Conn) (*Client, error) {
 		return nil, err
 	}
 	c := &Client{sent: map[processKey]*uint64{}}
+	stop := context.AfterFunc(ctx, func() { link.Close() })
 	c.session, err = wire.MuxHost(&watchedConn{Conn: link, lost: c.lost})
 	if err != nil {
 		link.Close()
 		return nil, fmt.Errorf("multiplex connection to guest: %w", err)
+	}
+	if !stop() {
+		c.session.Close()
+		return nil, fmt.Errorf("multiplex connection to guest: %w", context.Cause(ctx))
 	}
 	calls, err := c.openStream(ctx)
 	if err != nil {
