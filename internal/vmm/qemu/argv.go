@@ -1,0 +1,222 @@
+package qemu
+
+import (
+	"fmt"
+	"net"
+	"strconv"
+	"strings"
+
+	"github.com/hyper-run/hyper/internal/vmm"
+)
+
+// spec is all that a command line is made of: numbers, validated names, and
+// descriptors that QEMU inherits. No path and no free text of a user is in
+// it, but for the kernel's command line, which is an argument of its own.
+type spec struct {
+	ID      string
+	Accel   vmm.Accel   // kvm or tcg
+	Machine vmm.Machine // q35 or microvm
+	TSCKHz  uint64      // of the host, 0: unknown or not constant
+	CPUs    int
+	MemMiB  int
+	Cmdline string
+
+	KernelFD int
+	InitrdFD int // 0: no initrd
+	QMPFD    int // listening unix socket
+	GuestFD  int // listening unix socket
+	Disks    []diskSpec
+	NICs     []nicSpec
+}
+
+type diskSpec struct {
+	ID       string
+	FD       int
+	ReadOnly bool
+	Device   bool // a block device, not a file
+}
+
+type nicSpec struct {
+	TapFD   int
+	VhostFD int // 0: no vhost-net
+	MAC     net.HardwareAddr
+	MTU     int
+}
+
+// Names that argv and the QMP side share.
+const (
+	portName    = "hyper.guest"
+	consoleDev  = "console"
+	consoleSize = 64 << 10 // a power of two, as ringbuf wants it
+)
+
+// slots is how many virtio devices a machine has room for, fixedDevices how
+// many every VM has: serial, random numbers, balloon.
+//
+// microvm has 24 virtio-mmio transports when it has ACPI (8 without). A q35
+// has 32 PCI slots, of which QEMU takes those of the host bridge and of LPC;
+// pvpanic takes one more.
+var slots = map[vmm.Machine]int{vmm.MachineMicroVM: 24, vmm.MachineQ35: 29}
+
+const fixedDevices = 3
+
+// argv makes QEMU's command line, without argv[0].
+//
+// A guest that stops by itself (power-off, reset, panic) leaves QEMU paused,
+// so that its console and the reason can be read until Kill.
+func (s spec) argv() []string {
+	args := []string{
+		"-name", processName(s.ID),
+		"-nodefaults", "-no-user-config", "-display", "none",
+		"-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
+		"-action", "reboot=shutdown,shutdown=pause,panic=pause",
+		"-machine", s.machine(),
+		"-accel", s.accel(),
+		"-cpu", s.cpu(),
+		"-smp", strconv.Itoa(s.CPUs),
+		"-m", strconv.Itoa(s.MemMiB) + "M",
+		"-rtc", "base=utc,clock=host",
+	}
+	if s.Machine == vmm.MachineQ35 {
+		// 0.1 s sooner than SeaBIOS under TCG; it can do all that -kernel needs.
+		args = append(args, "-bios", "qboot.rom")
+	}
+	args = append(args, "-kernel", fdPath(s.KernelFD))
+	if s.InitrdFD != 0 {
+		args = append(args, "-initrd", fdPath(s.InitrdFD))
+	}
+	args = append(args, "-append", s.cmdline(),
+		"-chardev", fmt.Sprintf("socket,id=qmp,fd=%d,server=on,wait=off", s.QMPFD),
+		"-mon", "chardev=qmp,mode=control",
+		"-chardev", fmt.Sprintf("ringbuf,id=%s,size=%d", consoleDev, consoleSize),
+		"-serial", "chardev:"+consoleDev,
+		"-chardev", fmt.Sprintf("socket,id=guest,fd=%d,server=on,wait=off", s.GuestFD),
+	)
+	return append(args, s.devices()...)
+}
+
+// processName is how ps shows the VM, and how Sweep finds it.
+func processName(id string) string { return "hyper-" + id }
+
+func fdPath(fd int) string { return "/proc/self/fd/" + strconv.Itoa(fd) }
+
+func (s spec) machine() string {
+	common := ",graphics=off,mem-merge=off,dump-guest-core=off"
+	if s.Machine == vmm.MachineMicroVM {
+		// With ACPI the guest can power off, has 24 transports instead of 8,
+		// and skips 0.1 s of checking the APIC timer against a PIT.
+		return "microvm,acpi=on,isa-serial=on" + common
+	}
+	return "q35,usb=off,vmport=off,hpet=off,sata=off,smbus=off,i8042=off,smm=off" + common
+}
+
+func (s spec) accel() string {
+	if s.Accel == vmm.AccelTCG {
+		// The buffer for translated code is a limit, not a reservation; QEMU
+		// would take up to 1 GiB.
+		return "tcg,thread=multi,tb-size=256"
+	}
+	return "kvm"
+}
+
+func (s spec) cpu() string {
+	if s.Accel == vmm.AccelTCG {
+		// Five-level paging only makes each TLB miss dearer.
+		return "max,la57=off"
+	}
+	return "host"
+}
+
+// cmdline is what the guest's kernel is told. What the caller gave comes
+// last, since of an option given twice the last counts.
+func (s spec) cmdline() string {
+	words := []string{"console=ttyS0", "panic=-1", "quiet"}
+	if s.Accel == vmm.AccelTCG {
+		// noreplace-smp: with one CPU the kernel would patch thousands of lock
+		// prefixes, each of which makes TCG translate anew (0.15 s).
+		// no_timer_check: saves 40 ms, the timer is fine.
+		words = append(words, "noreplace-smp", "no_timer_check")
+		if s.TSCKHz != 0 {
+			// Under TCG the guest's TSC is the host's. Told its frequency, the
+			// guest need not measure it (which fails under load, and on microvm
+			// would leave it without a clock finer than the tick).
+			words = append(words, "tsc=reliable", fmt.Sprintf("tsc_early_khz=%d", s.TSCKHz))
+		}
+	}
+	if s.Cmdline != "" {
+		words = append(words, s.Cmdline)
+	}
+	return strings.Join(words, " ")
+}
+
+func (s spec) devices() []string {
+	args := []string{
+		// Two ports: number 0 is reserved for a console.
+		"-device", s.virtio("virtio-serial", "max_ports=2"),
+		"-device", "virtserialport,chardev=guest,name=" + portName,
+		"-device", s.virtio("virtio-rng", ""),
+		"-device", s.virtio("virtio-balloon", "free-page-reporting=on,deflate-on-oom=on"),
+	}
+	if s.Machine == vmm.MachineMicroVM {
+		args = append(args, "-global", "virtio-mmio.force-legacy=off")
+	} else {
+		args = append(args, "-device", "pvpanic-pci")
+	}
+	for i, d := range s.Disks {
+		args = append(args, s.disk(i, d)...)
+	}
+	for i, n := range s.NICs {
+		args = append(args, s.nic(i, n)...)
+	}
+	return args
+}
+
+// virtio names a device for the machine's bus.
+func (s spec) virtio(kind, options string) string {
+	name := kind + "-pci,disable-legacy=on"
+	if s.Machine == vmm.MachineMicroVM {
+		name = kind + "-device"
+	}
+	if options != "" {
+		name += "," + options
+	}
+	return name
+}
+
+// disk: the host's page cache is shared by all VMs that read the same file; a
+// flush of the guest is an fdatasync of the file (cache.no-flush is off).
+// The image lock stays on, so that two VMs never write one disk.
+func (s spec) disk(i int, d diskSpec) []string {
+	driver := "file"
+	if d.Device {
+		driver = "host_device"
+	}
+	return []string{
+		"-add-fd", fmt.Sprintf("fd=%d,set=%d", d.FD, i+1),
+		"-blockdev", fmt.Sprintf("driver=%s,node-name=disk%d,filename=/dev/fdset/%d,read-only=%s,discard=unmap,aio=threads",
+			driver, i, i+1, onOff(d.ReadOnly)),
+		"-device", s.virtio("virtio-blk", fmt.Sprintf("drive=disk%d,serial=%s", i, d.ID)),
+	}
+}
+
+func (s spec) nic(i int, n nicSpec) []string {
+	tap := fmt.Sprintf("tap,id=net%d,fd=%d", i, n.TapFD)
+	if n.VhostFD != 0 {
+		tap += fmt.Sprintf(",vhost=on,vhostfd=%d", n.VhostFD)
+	}
+	options := fmt.Sprintf("netdev=net%d,mac=%s", i, n.MAC)
+	if n.MTU != 0 {
+		options += fmt.Sprintf(",host_mtu=%d", n.MTU)
+	}
+	if s.Machine == vmm.MachineQ35 {
+		options += ",romfile=" // no PXE
+	}
+	return []string{"-netdev", tap, "-device", s.virtio("virtio-net", options)}
+}
+
+func onOff(b bool) string {
+	if b {
+		return "on"
+	}
+	return "off"
+}
