@@ -53,6 +53,10 @@ func New(o Options) (*Client, error) {
 	if o.Host == "" {
 		o.Host = DefaultHost
 	}
+	u, err := moby.ParseHostURL(o.Host)
+	if err != nil || u.Scheme != "unix" && u.Scheme != "tcp" {
+		return nil, fmt.Errorf("host %q: must be unix://PATH or tcp://HOST:PORT", o.Host)
+	}
 	opts := []moby.Opt{
 		moby.WithHost(o.Host),
 		moby.WithAPIVersion(APIVersion),
@@ -61,10 +65,6 @@ func New(o Options) (*Client, error) {
 	}
 	if o.Dial != nil {
 		opts = append(opts, moby.WithDialContext(func(ctx context.Context, _, _ string) (net.Conn, error) {
-			u, err := moby.ParseHostURL(o.Host)
-			if err != nil {
-				return nil, err
-			}
 			return o.Dial(ctx, u.Scheme, u.Host)
 		}))
 	}

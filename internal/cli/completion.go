@@ -72,7 +72,10 @@ func (a *app) completeImages(most int) completer {
 		}
 		for _, i := range res.Items {
 			for _, t := range i.RepoTags {
-				names = append(names, t, strings.TrimSuffix(t, ":latest"))
+				names = append(names, t)
+				if short, ok := strings.CutSuffix(t, ":latest"); ok {
+					names = append(names, short)
+				}
 			}
 		}
 		return names

@@ -58,10 +58,17 @@ func newFakeDaemon(t *testing.T) *fakeDaemon {
 }
 
 func (d *fakeDaemon) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	path := r.URL.Path[strings.Index(r.URL.Path[1:], "/")+1:]
+	path := r.URL.Path
+	if strings.HasPrefix(path, "/v1.") {
+		path = path[strings.Index(path[1:], "/")+1:]
+	}
 	d.mu.Lock()
 	d.requests = append(d.requests, r.Method+" "+path+queryText(r))
 	d.mu.Unlock()
+	if path == "/_ping" {
+		w.Header().Set("Api-Version", "1.50")
+		return
+	}
 	if a, ok := d.answers[r.Method+" "+path]; ok {
 		answer(w, a)
 		return

@@ -3,6 +3,7 @@ package cli
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"io"
 	"net"
 	"net/http"
@@ -190,4 +191,57 @@ func normal(v any) any {
 		}
 	}
 	return v
+}
+
+// Docker's own command and hyper print the same for the same answers.
+func TestOutputAsDocker(t *testing.T) {
+	docker, err := exec.LookPath("docker")
+	if err != nil {
+		t.Skip("needs docker in PATH")
+	}
+	d := listsDaemon(t)
+	d.process = func(p *fakeProcess) int { p.write(1, []byte("out\n")); p.write(2, []byte("err\n")); return 42 }
+	addOthers(d)
+	host, dir := listen(t, d), t.TempDir()
+	t.Setenv("DOCKER_CONFIG", dir)
+	tests := [][]string{
+		{"ps"}, {"ps", "-a", "-s"}, {"ps", "-q"}, {"ps", "--no-trunc"}, {"ps", "--format", "{{.ID}} {{.Ports}} {{.Label \"a\"}}"},
+		{"ps", "--format", "table {{.Names}}\\t{{.Label \"com.example.a-b\"}}\\t{{.Size}}\\t{{upper .State}}"}, {"ps", "--format", "{{json .}}"},
+		{"ps", "--format", "json"}, {"ps", "--format", "table"},
+		{"images"}, {"images", "--digests"}, {"images", "-q"}, {"images", "--no-trunc"}, {"images", "--digests", "--format", "{{.Repository}}:{{.Tag}}@{{.Digest}}"},
+		{"stats", "--no-stream", "c1"}, {"stats", "--no-stream", "--format", "json", "c1"}, {"top", "c1"}, {"events", "--until", "1"},
+		{"events", "--until", "1", "--format", "json"}, {"inspect", "c1"}, {"inspect", "-f", "{{.State.Running}} {{json .Config.OpenStdin}}", "c1"},
+		{"logs", "c1"}, {"rmi", "hello"}, {"container", "prune", "-f"}, {"image", "prune", "-f"}, {"load", "-i", os.DevNull},
+		{"save", "hello"}, {"pull", "hello"}, {"pull", "-q", "hello:1"}, {"rename", "c1", "c2"},
+		{"run", "x"}, {"run", "--rm", "x"}, {"exec", "c1", "x"}, {"exec", "nope", "x"}, {"run", "--foo"}, {"ps", "--foo"}, {"stop"}, {"nonsense"},
+		{"run"}, {"rm", "nope"}, {"rmi", "nope"}, {"start", "nope"}, {"inspect", "nope"}, {"ps", "--format", "{{.Nope}}"},
+	}
+	for _, args := range tests {
+		t.Run(strings.Join(args, " "), func(t *testing.T) {
+			var want, got result
+			cmd := exec.Command(docker, append([]string{"-H", host}, args...)...)
+			out, err := cmd.Output()
+			if ee := (*exec.ExitError)(nil); err != nil && !errors.As(err, &ee) {
+				t.Fatal(err)
+			}
+			want = result{code: cmd.ProcessState.ExitCode(), out: string(out)}
+			var gotOut, gotErr strings.Builder
+			got.code = Main(t.Context(), Config{}, append([]string{"-H", host}, args...), strings.NewReader(""), &gotOut, &gotErr)
+			got.out = gotOut.String()
+			// Which Docker has only from 29 on, and what it prints in the order of a map.
+			got.out = strings.ReplaceAll(got.out, `"HealthStatus":"",`, "")
+			if args[0] == "images" {
+				want.out, got.out = sortLines(want.out), sortLines(got.out)
+			}
+			if got.code != want.code || got.out != want.out {
+				t.Errorf("docker: %v\nhyper:  %v\nerr: %s", want, got, &gotErr)
+			}
+		})
+	}
+}
+
+func sortLines(s string) string {
+	lines := strings.Split(s, "\n")
+	slices.Sort(lines)
+	return strings.Join(lines, "\n")
 }

@@ -14,13 +14,22 @@ import (
 type actionError struct {
 	action string // "start web"
 	err    error
-	hint   string // what the user can do, "" when hintFor knows better
 }
 
-// cannot wraps err with what was tried; nil stays nil.
+// joined is what errors.Join makes.
+type joined interface{ Unwrap() []error }
+
+// cannot wraps err with what was tried, each one of several; nil stays nil.
 func cannot(err error, action string, args ...any) error {
 	if err == nil {
 		return nil
+	}
+	if many, ok := err.(joined); ok {
+		var errs []error
+		for _, e := range many.Unwrap() {
+			errs = append(errs, cannot(e, action, args...))
+		}
+		return errors.Join(errs...)
 	}
 	return &actionError{action: fmt.Sprintf(action, args...), err: err}
 }
@@ -51,9 +60,8 @@ func report(w io.Writer, err error) {
 	if err == nil {
 		return
 	}
-	var joined interface{ Unwrap() []error }
-	if errors.As(err, &joined) {
-		for _, e := range joined.Unwrap() {
+	if many, ok := err.(joined); ok {
+		for _, e := range many.Unwrap() {
 			report(w, e)
 		}
 		return

@@ -120,11 +120,8 @@ func imageRow(i image.Summary, trunc bool) format.Row {
 		id = format.ShortID(id)
 	}
 	r := format.Row{
-		"ID": id, "CreatedSince": "N/A", "CreatedAt": created.String(), "Size": format.Size(i.Size), "VirtualSize": format.Size(i.Size),
+		"ID": id, "CreatedSince": format.Ago(created), "CreatedAt": created.String(), "Size": format.Size(i.Size), "VirtualSize": format.Size(i.Size),
 		"Containers": "N/A", "SharedSize": "N/A", "UniqueSize": "N/A",
-	}
-	if i.Created > 0 {
-		r["CreatedSince"] = format.Ago(created)
 	}
 	if i.Containers >= 0 {
 		r["Containers"] = strconv.FormatInt(i.Containers, 10)

@@ -27,8 +27,11 @@ func (r Row) Label(name string) string {
 	}
 	// The row of headers.
 	i := strings.LastIndexByte(name, '.')
-	return strings.ToUpper(strings.NewReplacer("-", " ", "_", " ").Replace(name[i+1:]))
+	return strings.NewReplacer("-", " ", "_", " ").Replace(name[i+1:])
 }
+
+// MarshalJSON escapes <, > and & as Docker does for a whole row, and only there.
+func (r Row) MarshalJSON() ([]byte, error) { return json.Marshal(map[string]any(r)) }
 
 // Labels print as name=value,… in order.
 type Labels map[string]string

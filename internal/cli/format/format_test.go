@@ -34,13 +34,13 @@ func TestWrite(t *testing.T) {
 			"WEB             012\n" +
 			"A-LONGER-NAME   ab\n"},
 		{"label in a table", `table {{.ID}}\t{{.Label "com.example.my-a"}}`, "" +
-			"CONTAINER ID   MY A\n0123456789ab   \nab             \n"},
+			"CONTAINER ID   my a\n0123456789ab   \nab             \n"},
 		{"template", "{{.ID}}: {{.Names}}", "0123456789ab: web\nab: a-longer-name\n"},
 		{"escapes", `{{.ID}}\t{{.Names}}\n`, "0123456789ab\tweb\n\nab\ta-longer-name\n\n"},
 		{"label", `{{.Label "a"}}`, "1<\n\n"},
 		{"labels", "{{.Labels}}", "a=1<,b=2\n\n"},
 		{"json", "json", "" +
-			`{"ID":"0123456789ab","Labels":"a=1<,b=2","Names":"web","Platform":null,"Status":"Up 2 hours"}` + "\n" +
+			`{"ID":"0123456789ab","Labels":"a=1\u003c,b=2","Names":"web","Platform":null,"Status":"Up 2 hours"}` + "\n" +
 			`{"ID":"ab","Labels":"","Names":"a-longer-name","Platform":null,"Status":"Exited (0)"}` + "\n"},
 		{"json of one", "{{json .Labels}}", `"a=1<,b=2"` + "\n" + `""` + "\n"},
 		{"split and join", `{{join (split .Names "-") "+"}}`, "web\na+longer+name\n"},
