@@ -42,9 +42,9 @@ type app struct {
 	in       io.Reader
 	out, err io.Writer
 
-	host    string // of -H, HYPER_HOST or Config
-	noStart bool   // never start a daemon
-	client  *client.Client
+	host    string         // of -H, HYPER_HOST or Config
+	noStart bool           // never start a daemon
+	client  *client.Client // of host
 }
 
 // Main runs the command that args (without the program's name) stand for and
@@ -63,19 +63,9 @@ func Main(ctx context.Context, cfg Config, args []string, in io.Reader, out, err
 
 // api is the client of the daemon; it connects (and starts the daemon, where
 // it may) when it is first used.
-func (a *app) api() *client.Client {
-	if a.client != nil {
-		return a.client
-	}
-	c, err := client.New(client.Options{Host: a.host, UserAgent: "hyper/" + a.Version, Dial: a.dial})
-	if err != nil { // the host has been checked by setHost
-		panic(err)
-	}
-	a.client = c
-	return c
-}
+func (a *app) api() *client.Client { return a.client }
 
-// setHost settles which daemon is meant.
+// setHost settles which daemon is meant, and makes its client.
 func (a *app) setHost(flag string) error {
 	a.host = a.Host
 	if a.host == "" {
@@ -87,7 +77,8 @@ func (a *app) setHost(flag string) error {
 	if flag != "" {
 		a.host = flag
 	}
-	_, err := client.New(client.Options{Host: a.host})
+	var err error
+	a.client, err = client.New(client.Options{Host: a.host, UserAgent: "hyper/" + a.Version, Dial: a.dial})
 	return err
 }
 

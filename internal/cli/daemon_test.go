@@ -98,9 +98,14 @@ func (d *fakeDaemon) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		answer(w, `{"Id":"e1"}`)
 	case "POST /exec/e1/start":
 		p := d.hijack(w, r)
-		d.code = d.process(p)
+		code := d.process(p)
+		d.mu.Lock()
+		d.code = code
+		d.mu.Unlock()
 		p.Close()
 	case "GET /exec/e1/json":
+		d.mu.Lock()
+		defer d.mu.Unlock()
 		answer(w, fmt.Sprintf(`{"ID":"e1","ExitCode":%d}`, d.code))
 	case "GET /containers/c1/json":
 		answer(w, fmt.Sprintf(`{"Id":"c1","State":{"Running":true},"Config":{"Tty":%v,"OpenStdin":true},"HostConfig":{}}`, d.tty))

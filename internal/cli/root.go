@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync"
 
 	"github.com/moby/term"
 	"github.com/spf13/cobra"
@@ -44,11 +45,14 @@ func verbs() []verb {
 	}
 }
 
+// keepOrder has help list commands as verbs does, the most used first.
+var keepOrder = sync.OnceFunc(func() { cobra.EnableCommandSorting = false })
+
 // root is the whole command for args. When args begin with a command, only
 // that one is made: declaring the flags of all takes longer than most of them
 // run.
 func (a *app) root(args []string) *cobra.Command {
-	cobra.EnableCommandSorting = false // the most used come first, as in verbs
+	keepOrder()
 	var host string
 	root := &cobra.Command{
 		Use:               "hyper [OPTIONS] COMMAND",

@@ -58,28 +58,31 @@ func (a *app) proxySignals(ctx context.Context, container string) (_ context.Con
 // the one that the process was started with, and whenever it changes until
 // stop is called.
 func (a *app) followSize(ctx context.Context, height, width uint, resize func(ctx context.Context, height, width uint)) (stop func()) {
+	ctx, cancel := context.WithCancel(ctx)
 	c := make(chan os.Signal, 1)
 	signal.Notify(c, unix.SIGWINCH)
-	done := make(chan struct{})
 	update := func() {
 		if h, w := consoleSize(a.out); (h != height || w != width) && h != 0 && w != 0 {
 			height, width = h, w
 			resize(ctx, h, w)
 		}
 	}
+	ended := make(chan struct{})
 	go func() {
+		defer close(ended)
 		update()
 		for {
 			select {
 			case <-c:
 				update()
-			case <-done:
+			case <-ctx.Done():
 				return
 			}
 		}
 	}()
 	return func() {
 		signal.Stop(c)
-		close(done)
+		cancel()
+		<-ended
 	}
 }
