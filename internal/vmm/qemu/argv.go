@@ -131,6 +131,9 @@ func (s spec) cpu() string {
 // last, since of an option given twice the last counts.
 func (s spec) cmdline() string {
 	words := []string{"console=ttyS0", "panic=-1", "quiet"}
+	if s.Machine == vmm.MachineMicroVM {
+		words = append(words, "pci=off") // it has none; do not look for it
+	}
 	if s.Accel == vmm.AccelTCG {
 		// noreplace-smp: with one CPU the kernel would patch thousands of lock
 		// prefixes, each of which makes TCG translate anew (0.15 s).
@@ -185,7 +188,8 @@ func (s spec) virtio(kind, options string) string {
 
 // disk: the host's page cache is shared by all VMs that read the same file; a
 // flush of the guest is an fdatasync of the file (cache.no-flush is off).
-// The image lock stays on, so that two VMs never write one disk.
+// The image lock stays on, so that two VMs never write one disk. A full disk
+// of the host is an error for the guest; QEMU would stop it for that.
 func (s spec) disk(i int, d diskSpec) []string {
 	driver := "file"
 	if d.Device {
@@ -195,7 +199,7 @@ func (s spec) disk(i int, d diskSpec) []string {
 		"-add-fd", fmt.Sprintf("fd=%d,set=%d", d.FD, i+1),
 		"-blockdev", fmt.Sprintf("driver=%s,node-name=disk%d,filename=/dev/fdset/%d,read-only=%s,discard=unmap,aio=threads",
 			driver, i, i+1, onOff(d.ReadOnly)),
-		"-device", s.virtio("virtio-blk", fmt.Sprintf("drive=disk%d,serial=%s", i, d.ID)),
+		"-device", s.virtio("virtio-blk", fmt.Sprintf("drive=disk%d,serial=%s,werror=report,rerror=report", i, d.ID)),
 	}
 }
 

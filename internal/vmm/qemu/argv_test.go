@@ -1,0 +1,116 @@
+package qemu
+
+import (
+	"flag"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/containerd/errdefs"
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/hyper-run/hyper/internal/vmm"
+)
+
+var update = flag.Bool("update", false, "write the golden files")
+
+func TestArgv(t *testing.T) {
+	small := spec{
+		ID: "pod-1", Accel: vmm.AccelTCG, Machine: vmm.MachineMicroVM, TSCKHz: 2300000,
+		CPUs: 1, MemMiB: 128, KernelFD: 3, QMPFD: 4, GuestFD: 5,
+	}
+	full := small
+	full.CPUs, full.MemMiB, full.InitrdFD, full.Cmdline = 4, 4096, 6, "hyper.log=debug quoted=\"a b\""
+	full.Disks = []diskSpec{{ID: "layer", FD: 7, ReadOnly: true}, {ID: "upper", FD: 8, Device: true}}
+	full.NICs = []nicSpec{{TapFD: 9, MAC: net.HardwareAddr{2, 0, 0, 0, 0, 1}, MTU: 1400}}
+	q35 := full
+	q35.Machine, q35.TSCKHz = vmm.MachineQ35, 0
+	kvm := full
+	kvm.Accel = vmm.AccelKVM
+	kvm.NICs = []nicSpec{{TapFD: 9, VhostFD: 10, MAC: net.HardwareAddr{2, 0, 0, 0, 0, 1}}}
+	for name, s := range map[string]spec{"small": small, "full": full, "q35": q35, "kvm": kvm} {
+		t.Run(name, func(t *testing.T) {
+			got := strings.Join(s.argv(), "\n") + "\n"
+			path := filepath.Join("testdata", name+".argv")
+			if *update {
+				if err := os.WriteFile(path, []byte(got), 0o644); err != nil {
+					t.Fatal(err)
+				}
+			}
+			want, err := os.ReadFile(path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if d := cmp.Diff(string(want), got); d != "" {
+				t.Errorf("arguments (-want +got; go test -update writes them):\n%s", d)
+			}
+		})
+	}
+}
+
+func TestMachineFor(t *testing.T) {
+	for _, c := range []struct {
+		machine     vmm.Machine
+		disks, nics int
+		accel       vmm.Accel
+		constantTSC bool
+		want        vmm.Machine // "": an error
+	}{
+		{"", 20, 1, vmm.AccelTCG, true, vmm.MachineMicroVM},
+		{vmm.MachineAuto, 20, 1, vmm.AccelKVM, false, vmm.MachineMicroVM},
+		{vmm.MachineAuto, 20, 2, vmm.AccelTCG, true, vmm.MachineQ35},
+		{vmm.MachineAuto, 1, 1, vmm.AccelTCG, false, vmm.MachineQ35},
+		{vmm.MachineAuto, vmm.MaxDisks, vmm.MaxNICs, vmm.AccelTCG, true, vmm.MachineQ35},
+		{vmm.MachineQ35, 0, 0, vmm.AccelTCG, true, vmm.MachineQ35},
+		{vmm.MachineMicroVM, 1, 0, vmm.AccelTCG, false, vmm.MachineMicroVM},
+		{vmm.MachineMicroVM, 20, 2, vmm.AccelTCG, true, ""},
+	} {
+		cfg := vmm.Config{Machine: c.machine, Disks: make([]vmm.Disk, c.disks), NICs: make([]vmm.NIC, c.nics)}
+		got, err := machineFor(cfg, c.accel, c.constantTSC)
+		if got != c.want || (err != nil) != (c.want == "") || err != nil && !errdefs.IsInvalidArgument(err) {
+			t.Errorf("%+v: got %q, %v", c, got, err)
+		}
+	}
+}
+
+func TestParseVersion(t *testing.T) {
+	for in, want := range map[string]string{
+		"QEMU emulator version 7.2.22 (Debian 1:7.2+dfsg-7+deb12u18)\nCopyright (c)": "7.2.22",
+		"QEMU emulator version 10.0.2\n":                                             "10.0.2",
+		"QEMU emulator version 9.2\n":                                                "9.2",
+		"QEMU emulator version 7.1.0\n":                                              "",
+		"QEMU emulator version x.y\n":                                                "",
+		"QEMU emulator version 8\n":                                                  "",
+		"":                                                                           "",
+	} {
+		got, err := parseVersion([]byte(in))
+		if got != want || (err != nil) != (want == "") {
+			t.Errorf("%q: got %q, %v", in, got, err)
+		}
+	}
+}
+
+func TestExitOf(t *testing.T) {
+	const oops = "[    1.0] Kernel panic - not syncing: Attempted to kill init!\x1b[2J exitcode=0x0\r\n[    1.1] ---[ end"
+	for _, c := range []struct {
+		cause, console string
+		want           vmm.ExitReason
+		detail         string
+	}{
+		{"guest-shutdown", "[ 1.0] reboot: Power down\r\n", vmm.ExitPowerOff, ""},
+		{"guest-shutdown", oops, vmm.ExitPowerOff, ""},
+		{"guest-reset", "[ 1.0] reboot: Restarting system\r\n", vmm.ExitReset, ""},
+		{"guest-reset", oops, vmm.ExitPanic, "Attempted to kill init![2J exitcode=0x0"},
+		{"guest-panic", "", vmm.ExitPanic, ""},
+		{"", "[ 1.0] reboot: Power down\r\n", vmm.ExitPowerOff, ""},
+		{"", "[ 1.0] reboot: Restarting system\r\n", vmm.ExitReset, ""},
+		{"", oops, vmm.ExitPanic, "Attempted to kill init![2J exitcode=0x0"},
+		{"", "", vmm.ExitPowerOff, ""},
+	} {
+		if got := exitOf(c.cause, []byte(c.console)); got.Reason != c.want || got.Detail != c.detail {
+			t.Errorf("%q, %q: got %+v", c.cause, c.console, got)
+		}
+	}
+}
