@@ -28,9 +28,14 @@ func add(c *nftables.Conn, chain *nftables.Chain, parts ...statement) {
 func accept() statement { return statement{&expr.Verdict{Kind: expr.VerdictAccept}} }
 func drop() statement   { return statement{&expr.Verdict{Kind: expr.VerdictDrop}} }
 
-// reject answers, so that a program in a pod need not wait for a time-out.
-func reject() statement {
-	return statement{&expr.Reject{Type: rejectICMPX, Code: adminProhibited}}
+// addReject answers what matches, so that a program in a pod need not wait
+// for a time-out. TCP gets a reset: after an ICMPv6 error a client still
+// sends its SYN a second time.
+func addReject(c *nftables.Conn, chain *nftables.Chain, match ...statement) {
+	reset := append(protocol(unix.IPPROTO_TCP), &expr.Reject{Type: unix.NFT_REJECT_TCP_RST})
+	add(c, chain, append(slices.Clone(match), reset)...)
+	other := statement{&expr.Reject{Type: unix.NFT_REJECT_ICMPX_UNREACH, Code: unix.NFT_REJECT_ICMPX_ADMIN_PROHIBITED}}
+	add(c, chain, append(slices.Clone(match), other)...)
 }
 
 func masquerade() statement { return statement{&expr.Masq{}} }

@@ -28,25 +28,23 @@ var metadata = []netip.Prefix{
 
 // Types of ICMP messages, RFC 792 and 4443, 4861.
 const (
-	icmpEcho        = 8
-	icmp6Echo       = 128
-	icmp6RouterAdv  = 134
-	icmp6NeighbSol  = 135
-	icmp6NeighbAdv  = 136
-	etherTypeARP    = unix.ETH_P_ARP
-	etherTypeIPv4   = unix.ETH_P_IP
-	etherTypeIPv6   = unix.ETH_P_IPV6
-	bridgePriority  = -300 // before all else, as nft's "dstnat" of the bridge family
-	arpSenderIP     = 14   // offset in the packet, RFC 826 for Ethernet and IPv4
-	etherSource     = 6
-	ip4Source       = 12
-	ip4Destination  = 16
-	ip6Source       = 8
-	ip6Destination  = 24
-	transportDest   = 2
-	ctEstablished   = expr.CtStateBitESTABLISHED | expr.CtStateBitRELATED
-	rejectICMPX     = 2 // NFT_REJECT_ICMPX_UNREACH
-	adminProhibited = 3 // NFT_REJECT_ICMPX_ADMIN_PROHIBITED
+	icmpEcho       = 8
+	icmp6Echo      = 128
+	icmp6RouterAdv = 134
+	icmp6NeighbSol = 135
+	icmp6NeighbAdv = 136
+	etherTypeARP   = unix.ETH_P_ARP
+	etherTypeIPv4  = unix.ETH_P_IP
+	etherTypeIPv6  = unix.ETH_P_IPV6
+	bridgePriority = -300 // before all else, as nft's "dstnat" of the bridge family
+	arpSenderIP    = 14   // offset in the packet, RFC 826 for Ethernet and IPv4
+	etherSource    = 6
+	ip4Source      = 12
+	ip4Destination = 16
+	ip6Source      = 8
+	ip6Destination = 24
+	transportDest  = 2
+	ctEstablished  = expr.CtStateBitESTABLISHED | expr.CtStateBitRELATED
 )
 
 func (d *Driver) inetTable() *nftables.Table {
@@ -134,7 +132,7 @@ func (d *Driver) addForward(c *nftables.Conn) {
 		Hooknum: nftables.ChainHookForward, Priority: nftables.ChainPriorityFilter,
 	})
 	for _, m := range metadata {
-		add(c, chain, iif(d.cfg.Bridge), to(m), reject())
+		addReject(c, chain, iif(d.cfg.Bridge), to(m))
 	}
 	add(c, chain, iif(d.cfg.Bridge), accept())
 	add(c, chain, oif(d.cfg.Bridge), ctState(ctEstablished), accept())
@@ -158,7 +156,7 @@ func (d *Driver) addInput(c *nftables.Conn) {
 	for _, typ := range []byte{icmp6Echo, icmp6NeighbSol, icmp6NeighbAdv} {
 		add(c, chain, icmpType(unix.IPPROTO_ICMPV6, typ), accept())
 	}
-	add(c, chain, reject())
+	addReject(c, chain)
 }
 
 // addAntiSpoof: a port sends with the addresses it was given, and speaks
