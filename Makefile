@@ -1,0 +1,64 @@
+# Hyper. As root on Debian 12, with git, make and Go:
+#
+#   make demo      what is needed, a build, then hello and nginx in VMs of their own; leaves nothing running
+#   make test      everything that CI runs
+#
+#   make build     bin/hyper bin/hyperd bin/hyperstart
+#   make check     format, vet, guard tests, linters
+#   make kernel    HyperKernel, the guest kernel, once: about 5 minutes
+#   make bench     the numbers of SPEC.md, into bench/results.md
+#   make fuzz      every fuzz target for FUZZTIME (10s)
+#   make install   into PREFIX (/usr/local)
+#   make deps      Debian packages, Debian's cloud kernel, a docker client for the tests
+#   make clean     what make build made; the cache ($HYPER_CACHE, ~/.cache/hyper) stays
+
+export HYPER_CACHE ?= $(HOME)/.cache/hyper
+PREFIX   ?= /usr/local
+FUZZTIME ?= 10s
+# Linters and the docker client that make deps puts beside a system without them.
+export PATH := $(PATH):$(HYPER_CACHE)/bin:$(HYPER_CACHE)/docker/usr/bin
+
+VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+LDFLAGS := -s -w -X github.com/hyper-run/hyper/internal/version.Version=$(VERSION)
+# The race detector needs a C compiler; the binaries do not.
+RACE    := $(shell command -v gcc >/dev/null && echo -race)
+
+STATICCHECK   := honnef.co/go/tools/cmd/staticcheck@v0.8.2
+GOLANGCI_LINT := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
+
+.PHONY: build demo test check kernel bench fuzz install clean deps
+
+build:
+	CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)' -o bin/ ./cmd/hyper ./cmd/hyperd ./cmd/hyperstart
+
+demo: deps build
+	test/demo.sh
+
+test: deps kernel build
+	test/lint.sh quick
+	go test $(RACE) -timeout 30m ./...
+
+check:
+	test/lint.sh '$(STATICCHECK)' '$(GOLANGCI_LINT)'
+	go test -count 1 .
+
+kernel:
+	test/deps.sh kernel
+	boot/build-kernel hyperkernel
+
+bench: deps kernel build
+	go run ./bench -bin bin -o bench/results.md
+
+fuzz:
+	test/fuzz.sh $(FUZZTIME)
+
+install: build
+	install -D -t $(DESTDIR)$(PREFIX)/bin bin/hyper bin/hyperd
+	install -D -t $(DESTDIR)$(PREFIX)/lib/hyper bin/hyperstart
+	test/install-kernels.sh '$(HYPER_CACHE)/kernel' '$(DESTDIR)$(PREFIX)/lib/hyper/kernel'
+
+clean:
+	rm -rf bin
+
+deps:
+	test/deps.sh run
