@@ -7,6 +7,8 @@ import (
 	"github.com/moby/moby/api/types/container"
 	moby "github.com/moby/moby/client"
 	"github.com/spf13/cobra"
+
+	"github.com/hyper-run/hyper/internal/cli/stdio"
 )
 
 func newAttach(a *app) *cobra.Command {
@@ -29,7 +31,7 @@ func newAttach(a *app) *cobra.Command {
 }
 
 func (a *app) attach(ctx context.Context, name, keysText string, stdin, sigProxy bool) error {
-	keys, err := detachKeys(keysText)
+	keys, err := stdio.DetachKeys(keysText)
 	if err != nil {
 		return err
 	}
@@ -47,22 +49,22 @@ func (a *app) attach(ctx context.Context, name, keysText string, stdin, sigProxy
 	if err != nil {
 		return err
 	}
-	s := &session{conn: conn, tty: c.Config.Tty, out: a.out, keys: keys}
+	s := &stdio.Session{Conn: conn, TTY: c.Config.Tty, Out: a.out, Keys: keys}
 	if stdin {
-		s.in = a.in
+		s.In = a.in
 	}
-	if !s.tty {
-		s.err = a.err
+	if !s.TTY {
+		s.Err = a.err
 	}
-	if sigProxy && !s.tty {
+	if sigProxy && !s.TTY {
 		var stop func()
 		ctx, stop = a.proxySignals(ctx, c.ID)
 		defer stop()
 	}
-	if s.tty {
+	if s.TTY {
 		defer a.redraw(ctx, c.ID)()
 	}
-	if err := s.run(ctx); errors.Is(err, errDetached) {
+	if err := s.Run(ctx); errors.Is(err, stdio.ErrDetached) {
 		return nil
 	} else if err != nil {
 		return err
@@ -96,9 +98,9 @@ func (a *app) attachable(ctx context.Context, name string) (*container.InspectRe
 // size of its terminal, and follows the size from then on.
 func (a *app) redraw(ctx context.Context, id string) (stop func()) {
 	resize := func(ctx context.Context, h, w uint) {
-		a.api().ContainerResize(ctx, id, moby.ContainerResizeOptions{Height: h, Width: w})
+		_, _ = a.api().ContainerResize(ctx, id, moby.ContainerResizeOptions{Height: h, Width: w})
 	}
-	if h, w := consoleSize(a.out); h != 0 && w != 0 {
+	if h, w := stdio.ConsoleSize(a.out); h != 0 && w != 0 {
 		resize(ctx, h+1, w+1)
 	}
 	return a.followSize(ctx, 0, 0, resize)

@@ -16,6 +16,8 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/hyper-run/hyper/client"
+	"github.com/hyper-run/hyper/internal/cli/dial"
+	"github.com/hyper-run/hyper/internal/cli/stdio"
 )
 
 // Config is what main knows and this package doesn't.
@@ -42,9 +44,9 @@ type app struct {
 	in       io.Reader
 	out, err io.Writer
 
-	host    string         // of -H, HYPER_HOST or Config
-	noStart bool           // never start a daemon
-	client  *client.Client // of host
+	host   string         // of -H, HYPER_HOST or Config
+	client *client.Client // of host
+	dialer dial.Dialer    // of client
 }
 
 // Main runs the command that args (without the program's name) stand for and
@@ -77,8 +79,10 @@ func (a *app) setHost(flag string) error {
 	if flag != "" {
 		a.host = flag
 	}
+	own := a.host == client.DefaultHost || a.host == a.Host // where a daemon that hyper starts would listen
+	a.dialer = dial.Dialer{Start: own, Program: a.Daemon, Log: a.DaemonLog, Say: a.err}
 	var err error
-	a.client, err = client.New(client.Options{Host: a.host, UserAgent: "hyper/" + a.Version, Dial: a.dial})
+	a.client, err = client.New(client.Options{Host: a.host, UserAgent: "hyper/" + a.Version, Dial: a.dialer.Dial})
 	return err
 }
 
@@ -89,3 +93,12 @@ func run(f func(ctx context.Context, args []string) error) func(*cobra.Command, 
 
 // println writes one line of output.
 func (a *app) println(v ...any) { fmt.Fprintln(a.out, v...) }
+
+// checkTTY refuses a terminal for the container when input is to come from
+// something else.
+func (a *app) checkTTY(stdin, tty bool) error {
+	if _, ok := stdio.Terminal(a.in); stdin && tty && !ok {
+		return hinted{errNotTTY, "leave out -t"}
+	}
+	return nil
+}

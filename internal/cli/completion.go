@@ -87,11 +87,11 @@ func (a *app) complete(most int, names func(context.Context) []string) completer
 		if most >= 0 && len(args) >= most {
 			return nil, cobra.ShellCompDirectiveNoFileComp
 		}
-		a.noStart = true
 		host, _ := cmd.Root().Flags().GetString("host")
 		if a.setHost(host) != nil {
 			return nil, cobra.ShellCompDirectiveNoFileComp
 		}
+		a.dialer.Start = false
 		ctx, cancel := context.WithTimeout(context.Background(), completionTime)
 		defer cancel()
 		return names(ctx), cobra.ShellCompDirectiveNoFileComp

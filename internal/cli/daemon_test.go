@@ -48,9 +48,9 @@ func (p *fakeProcess) write(stream byte, data []byte) {
 		var h [8]byte
 		h[0] = stream
 		binary.BigEndian.PutUint32(h[4:], uint32(len(data)))
-		p.Write(h[:])
+		_, _ = p.Write(h[:])
 	}
-	p.Write(data)
+	_, _ = p.Write(data)
 }
 
 func newFakeDaemon(t *testing.T) *fakeDaemon {
@@ -128,21 +128,23 @@ func answer(w http.ResponseWriter, a string) {
 	if n, _ := fmt.Sscanf(a, "%d ", &status); n == 1 && status >= 200 {
 		w.WriteHeader(status)
 		if status >= 400 {
-			json.NewEncoder(w).Encode(map[string]string{"message": a[4:]})
+			_ = json.NewEncoder(w).Encode(map[string]string{"message": a[4:]})
 		}
 		return
 	}
-	io.WriteString(w, a)
+	_, _ = io.WriteString(w, a)
 }
 
 func (d *fakeDaemon) hijack(w http.ResponseWriter, r *http.Request) *fakeProcess {
-	io.Copy(io.Discard, r.Body)
+	_, _ = io.Copy(io.Discard, r.Body)
 	conn, buf, err := w.(http.Hijacker).Hijack()
 	if err != nil {
 		d.t.Error(err)
 		return nil
 	}
-	io.WriteString(conn, "HTTP/1.1 101 UPGRADED\r\nContent-Type: application/vnd.docker.raw-stream\r\nConnection: Upgrade\r\nUpgrade: tcp\r\n\r\n")
+	if _, err := io.WriteString(conn, "HTTP/1.1 101 UPGRADED\r\nContent-Type: application/vnd.docker.raw-stream\r\nConnection: Upgrade\r\nUpgrade: tcp\r\n\r\n"); err != nil {
+		d.t.Error(err)
+	}
 	return &fakeProcess{Conn: conn, in: buf.Reader, tty: d.tty}
 }
 
@@ -236,9 +238,11 @@ echo $$ > `+ask+`/pid.tmp; mv `+ask+`/pid.tmp `+ask+`/pid; while ! test -e `+ask
 		if err != nil {
 			t.Error(err)
 		} else {
-			go http.Serve(ln, d)
+			go func() { _ = http.Serve(ln, d) }()
 		}
-		os.WriteFile(ask+"/up", nil, 0o600)
+		if err := os.WriteFile(ask+"/up", nil, 0o600); err != nil {
+			t.Error(err)
+		}
 		l <- ln
 	}()
 	cfg := Config{Host: "unix://" + sock, Daemon: prog, DaemonLog: filepath.Join(dir, "d.log")}
@@ -253,7 +257,7 @@ echo $$ > `+ask+`/pid.tmp; mv `+ask+`/pid.tmp `+ask+`/pid; while ! test -e `+ask
 	}
 	wg.Wait()
 	if ln := <-l; ln != nil {
-		ln.Close()
+		_ = ln.Close()
 	}
 	both := outs[0].String() + outs[1].String()
 	if strings.Count(both, "hyper: started hyperd (pid ") != 1 {

@@ -31,15 +31,15 @@ func (r *recorder) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 	w.Header().Set("Ostype", "linux")
 	switch {
 	case strings.HasSuffix(req.URL.Path, "/_ping"):
-		io.WriteString(w, "OK")
+		_, _ = io.WriteString(w, "OK")
 	case strings.HasSuffix(req.URL.Path, "/create"):
 		r.mu.Lock()
 		defer r.mu.Unlock()
 		r.query, r.body = req.URL.RawQuery, nil
-		json.NewDecoder(req.Body).Decode(&r.body)
+		_ = json.NewDecoder(req.Body).Decode(&r.body)
 		w.Header().Set("Content-Type", "application/json")
 		w.WriteHeader(http.StatusCreated)
-		io.WriteString(w, `{"Id":"4a5b","Warnings":[]}`)
+		_, _ = io.WriteString(w, `{"Id":"4a5b","Warnings":[]}`)
 	default:
 		http.Error(w, `{"message":"not here"}`, http.StatusNotFound)
 	}
@@ -54,7 +54,7 @@ func listen(t *testing.T, h http.Handler) (host string) {
 		t.Fatal(err)
 	}
 	s := httptest.NewUnstartedServer(h)
-	s.Listener.Close()
+	_ = s.Listener.Close()
 	s.Listener = l
 	s.Start()
 	t.Cleanup(s.Close)

@@ -8,6 +8,8 @@ import (
 	"strings"
 
 	"github.com/containerd/errdefs"
+
+	"github.com/hyper-run/hyper/internal/cli/dial"
 )
 
 // An actionError says what hyper could not do.
@@ -24,7 +26,7 @@ func cannot(err error, action string, args ...any) error {
 	if err == nil {
 		return nil
 	}
-	if many, ok := err.(joined); ok {
+	if many, ok := err.(joined); ok { //nolint:errorlint // only what is joined at the top
 		var errs []error
 		for _, e := range many.Unwrap() {
 			errs = append(errs, cannot(e, action, args...))
@@ -60,7 +62,7 @@ func report(w io.Writer, err error) {
 	if err == nil {
 		return
 	}
-	if many, ok := err.(joined); ok {
+	if many, ok := err.(joined); ok { //nolint:errorlint // only what is joined at the top
 		for _, e := range many.Unwrap() {
 			report(w, e)
 		}
@@ -86,7 +88,7 @@ func report(w io.Writer, err error) {
 
 // text is an error without what moby's client puts around it.
 func text(err error) string {
-	var d *dialError
+	var d *dial.Error
 	var a *actionError
 	switch {
 	case errors.As(err, &a) && error(a) != err:
@@ -102,13 +104,13 @@ func text(err error) string {
 // hintFor is what the user can do about an error.
 func hintFor(err error) string {
 	var h hinted
-	var d *dialError
+	var d *dial.Error
 	msg := err.Error()
 	switch {
 	case errors.As(err, &h):
 		return h.hint
 	case errors.As(err, &d):
-		return d.hint
+		return d.Hint
 	case strings.Contains(msg, "is too new"), strings.Contains(msg, "is too old"):
 		return "hyper and hyperd are of different versions: install both of one version and restart hyperd"
 	case strings.Contains(msg, "o such image"):

@@ -3,18 +3,14 @@ package cli
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io"
-	"maps"
-	"slices"
-	"strings"
-	"time"
 
 	"github.com/moby/moby/api/types/events"
 	moby "github.com/moby/moby/client"
 	"github.com/spf13/cobra"
 
 	"github.com/hyper-run/hyper/internal/cli/format"
+	"github.com/hyper-run/hyper/internal/cli/show"
 )
 
 func newEvents(a *app) *cobra.Command {
@@ -43,7 +39,9 @@ func (a *app) events(ctx context.Context, o moby.EventsListOptions, text string)
 	for {
 		select {
 		case e := <-res.Messages:
-			if err := a.printEvent(e, text); err != nil {
+			if text == "" {
+				a.println(show.Event(e))
+			} else if err := format.Value(a.out, text, e); err != nil {
 				return err
 			}
 		case err := <-res.Err:
@@ -53,24 +51,4 @@ func (a *app) events(ctx context.Context, o moby.EventsListOptions, text string)
 			return err
 		}
 	}
-}
-
-func (a *app) printEvent(e events.Message, text string) error {
-	if text != "" {
-		return format.Value(a.out, text, e)
-	}
-	at := time.Unix(e.Time, 0)
-	if e.TimeNano != 0 {
-		at = time.Unix(0, e.TimeNano)
-	}
-	line := fmt.Sprintf("%s %s %s %s", at.Format("2006-01-02T15:04:05.000000000Z07:00"), e.Type, e.Action, e.Actor.ID)
-	var attrs []string
-	for _, k := range slices.Sorted(maps.Keys(e.Actor.Attributes)) {
-		attrs = append(attrs, k+"="+e.Actor.Attributes[k])
-	}
-	if len(attrs) > 0 {
-		line += " (" + strings.Join(attrs, ", ") + ")"
-	}
-	_, err := fmt.Fprintln(a.out, line)
-	return err
 }

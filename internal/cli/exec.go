@@ -9,6 +9,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/hyper-run/hyper/internal/cli/runflags"
+	"github.com/hyper-run/hyper/internal/cli/stdio"
 )
 
 type execFlags struct {
@@ -48,7 +49,7 @@ func (a *app) exec(ctx context.Context, f *execFlags, container string, args []s
 	if err != nil {
 		return fmt.Errorf("--env-file: %w", err)
 	}
-	keys, err := detachKeys(f.keys)
+	keys, err := stdio.DetachKeys(f.keys)
 	if err != nil {
 		return err
 	}
@@ -62,7 +63,7 @@ func (a *app) exec(ctx context.Context, f *execFlags, container string, args []s
 		}
 	}
 	if f.tty {
-		opts.ConsoleSize.Height, opts.ConsoleSize.Width = consoleSize(a.out)
+		opts.ConsoleSize.Height, opts.ConsoleSize.Width = stdio.ConsoleSize(a.out)
 	}
 	made, err := a.api().ExecCreate(ctx, container, opts)
 	if err != nil {
@@ -81,19 +82,19 @@ func (a *app) execAttached(ctx context.Context, id string, o moby.ExecCreateOpti
 	if err != nil {
 		return err
 	}
-	s := &session{conn: conn, tty: o.TTY, out: a.out, keys: keys}
+	s := &stdio.Session{Conn: conn, TTY: o.TTY, Out: a.out, Keys: keys}
 	if o.AttachStdin {
-		s.in = a.in
+		s.In = a.in
 	}
 	if !o.TTY {
-		s.err = a.err
+		s.Err = a.err
 	}
 	if o.TTY {
 		defer a.followSize(ctx, o.ConsoleSize.Height, o.ConsoleSize.Width, func(ctx context.Context, h, w uint) {
-			a.api().ExecResize(ctx, id, moby.ExecResizeOptions{Height: h, Width: w})
+			_, _ = a.api().ExecResize(ctx, id, moby.ExecResizeOptions{Height: h, Width: w})
 		})()
 	}
-	if err := s.run(ctx); err != nil && !errors.Is(err, errDetached) {
+	if err := s.Run(ctx); err != nil && !errors.Is(err, stdio.ErrDetached) {
 		return err
 	} else if err != nil {
 		return nil

@@ -9,6 +9,8 @@ import (
 	moby "github.com/moby/moby/client"
 	"github.com/moby/moby/client/pkg/jsonmessage"
 	"github.com/spf13/cobra"
+
+	"github.com/hyper-run/hyper/internal/cli/stdio"
 )
 
 func newLoad(a *app) *cobra.Command {
@@ -33,10 +35,10 @@ func newLoad(a *app) *cobra.Command {
 }
 
 func (a *app) load(ctx context.Context, in io.Reader, quiet bool) error {
-	if _, ok := terminal(in); ok {
+	if _, ok := stdio.Terminal(in); ok {
 		return hinted{errors.New("standard input is a terminal"), "redirect it, or use -i FILE"}
 	}
-	if _, ok := terminal(a.out); !ok {
+	if _, ok := stdio.Terminal(a.out); !ok {
 		quiet = true
 	}
 	res, err := a.api().ImageLoad(ctx, in, moby.ImageLoadWithQuiet(quiet))

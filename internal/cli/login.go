@@ -17,6 +17,8 @@ import (
 	moby "github.com/moby/moby/client"
 	"github.com/moby/term"
 	"github.com/spf13/cobra"
+
+	"github.com/hyper-run/hyper/internal/cli/stdio"
 )
 
 // hubServer is the key of Docker Hub in Docker's config.json.
@@ -126,7 +128,7 @@ func (a *app) login(ctx context.Context, server, user, password string, fromStdi
 
 // ask reads a line from a terminal.
 func (a *app) ask(in *bufio.Reader, prompt string) (string, error) {
-	if _, ok := terminal(a.in); !ok {
+	if _, ok := stdio.Terminal(a.in); !ok {
 		return "", hinted{errors.New("standard input is not a terminal"), "give --username and --password-stdin"}
 	}
 	fmt.Fprint(a.out, prompt)
@@ -136,13 +138,13 @@ func (a *app) ask(in *bufio.Reader, prompt string) (string, error) {
 
 // askSecret is ask without an echo.
 func (a *app) askSecret(in *bufio.Reader, prompt string) (string, error) {
-	if fd, ok := terminal(a.in); ok {
+	if fd, ok := stdio.Terminal(a.in); ok {
 		state, err := term.SaveState(fd)
 		if err != nil {
 			return "", err
 		}
 		defer func() {
-			term.RestoreTerminal(fd, state)
+			_ = term.RestoreTerminal(fd, state)
 			fmt.Fprintln(a.out)
 		}()
 		if err := term.DisableEcho(fd, state); err != nil {

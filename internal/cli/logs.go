@@ -3,10 +3,11 @@ package cli
 import (
 	"bufio"
 	"context"
-	"io"
 
 	moby "github.com/moby/moby/client"
 	"github.com/spf13/cobra"
+
+	"github.com/hyper-run/hyper/internal/cli/stdio"
 )
 
 func newLogs(a *app) *cobra.Command {
@@ -37,8 +38,7 @@ func (a *app) logs(ctx context.Context, name string, o moby.ContainerLogsOptions
 	}
 	defer r.Close()
 	if c.Container.Config.Tty {
-		_, err = io.CopyBuffer(struct{ io.Writer }{a.out}, struct{ io.Reader }{r}, make([]byte, copyBuffer))
-		return err
+		return stdio.Copy(a.out, r)
 	}
-	return demux(bufio.NewReaderSize(r, 4*copyBuffer), a.out, a.err)
+	return stdio.Demux(bufio.NewReaderSize(r, 256<<10), a.out, a.err)
 }

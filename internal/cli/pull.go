@@ -130,12 +130,3 @@ func parsePlatform(s string) (*ocispec.Platform, error) {
 	}
 	return p, nil
 }
-
-// platformText is the reverse of parsePlatform.
-func platformText(p ocispec.Platform) string {
-	s := p.OS + "/" + p.Architecture
-	if p.Variant != "" {
-		s += "/" + p.Variant
-	}
-	return s
-}

@@ -10,6 +10,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/hyper-run/hyper/client"
+	"github.com/hyper-run/hyper/internal/cli/stdio"
 )
 
 // runFlags are the flags of run.
@@ -37,7 +38,7 @@ func (a *app) runContainer(ctx context.Context, f *runFlags, args []string) erro
 	if err != nil {
 		return refuse(err)
 	}
-	keys, err := detachKeys(f.keys)
+	keys, err := stdio.DetachKeys(f.keys)
 	if err != nil {
 		return refuse(err)
 	}
@@ -51,7 +52,7 @@ func (a *app) runContainer(ctx context.Context, f *runFlags, args []string) erro
 		return refuse(err)
 	}
 	if cfg.Tty {
-		h, w := consoleSize(a.out)
+		h, w := stdio.ConsoleSize(a.out)
 		req.HostConfig.ConsoleSize = [2]uint{h, w}
 	}
 	id, err := a.create(ctx, f.createFlags, req)
@@ -104,7 +105,7 @@ func (r *foreground) run(ctx context.Context) error {
 	ended := make(chan error, 1)
 	streamCtx, stopStreams := context.WithCancel(ctx)
 	defer stopStreams()
-	go func() { ended <- streams.run(streamCtx) }()
+	go func() { ended <- streams.Run(streamCtx) }()
 	if err := <-exit.ready; err != nil {
 		stopStreams()
 		<-ended
@@ -117,25 +118,25 @@ func (r *foreground) run(ctx context.Context) error {
 	}
 	if r.tty {
 		defer r.followSize(ctx, r.size[0], r.size[1], func(ctx context.Context, h, w uint) {
-			r.api().ContainerResize(ctx, r.id, moby.ContainerResizeOptions{Height: h, Width: w})
+			_, _ = r.api().ContainerResize(ctx, r.id, moby.ContainerResizeOptions{Height: h, Width: w})
 		})()
 	}
 	return r.finish(ended, exit, stopStreams)
 }
 
-func (r *foreground) streams(conn *client.Stream) *session {
-	s := &session{conn: conn, tty: r.tty, keys: r.keys}
+func (r *foreground) streams(conn *client.Stream) *stdio.Session {
+	s := &stdio.Session{Conn: conn, TTY: r.tty, Keys: r.keys}
 	if r.stdin {
-		s.in = r.in
+		s.In = r.in
 	}
 	if r.stdout {
-		s.out = r.out
+		s.Out = r.out
 	}
 	if r.stderr && !r.tty {
-		s.err = r.app.err
+		s.Err = r.app.err
 	}
 	if r.tty && r.stderr && !r.stdout {
-		s.out = r.app.out
+		s.Out = r.app.out
 	}
 	return s
 }
@@ -145,7 +146,7 @@ func (r *foreground) finish(ended <-chan error, exit *exitWaiter, stopStreams fu
 	fail := func(err error) error { return withCode(exitRefused, cannot(err, "%s", r.action)) }
 	select {
 	case err := <-ended:
-		if errors.Is(err, errDetached) {
+		if errors.Is(err, stdio.ErrDetached) {
 			return nil
 		}
 		if err != nil {
@@ -160,7 +161,7 @@ func (r *foreground) finish(ended <-chan error, exit *exitWaiter, stopStreams fu
 		if !r.stdout && !r.stderr {
 			stopStreams()
 		}
-		if err := <-ended; err != nil && !errors.Is(err, context.Canceled) && !errors.Is(err, errDetached) {
+		if err := <-ended; err != nil && !errors.Is(err, context.Canceled) && !errors.Is(err, stdio.ErrDetached) {
 			return fail(err)
 		}
 		if res.err != nil {
@@ -173,7 +174,7 @@ func (r *foreground) finish(ended <-chan error, exit *exitWaiter, stopStreams fu
 // notStarted ends a run whose container did not start.
 func (r *foreground) notStarted(err error, exit *exitWaiter) error {
 	if r.autoRemove {
-		exit.wait()
+		_, _ = exit.wait()
 	}
 	if r.plainStartCode {
 		return cannot(err, "%s", r.action)

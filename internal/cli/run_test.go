@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"crypto/sha256"
 	"encoding/json"
-	"fmt"
 	"io"
 	"math/rand/v2"
 	"os"
@@ -75,12 +74,12 @@ func TestRunBulk(t *testing.T) {
 	const size = 100 << 20
 	src := func() io.Reader { return io.LimitReader(rand.NewChaCha8([32]byte{1}), size) }
 	want := sha256.New()
-	io.Copy(want, src())
+	_, _ = io.Copy(want, src())
 	d := newFakeDaemon(t)
 	var in hashWriter
 	d.process = func(p *fakeProcess) int {
 		in.sum = sha256.New()
-		io.Copy(&in, p.in)
+		_, _ = io.Copy(&in, p.in)
 		buf := make([]byte, 32<<10)
 		for r := src(); ; {
 			n, err := io.ReadFull(r, buf)
@@ -239,7 +238,7 @@ func TestRunLosesDaemon(t *testing.T) {
 	d := newFakeDaemon(t)
 	d.process = func(p *fakeProcess) int {
 		p.write(1, []byte("x"))
-		p.Conn.Write([]byte{1, 0, 0, 0, 0}) // half a header
+		_, _ = p.Conn.Write([]byte{1, 0, 0, 0, 0}) // half a header
 		return 0
 	}
 	got := d.hyper(nil, "run", "x")
@@ -253,23 +252,5 @@ func TestExecRefused(t *testing.T) {
 	d.answers["POST /exec/e1/start"] = "409 container c1 is paused"
 	if got, want := d.hyper(nil, "exec", "c1", "true"), (result{1, "", "hyper: cannot exec in c1: container c1 is paused\n"}); got != want {
 		t.Errorf("got %v, want %v", got, want)
-	}
-}
-
-func BenchmarkDemux(b *testing.B) {
-	for _, frame := range []int{100, 4 << 10, 32 << 10} {
-		b.Run(fmt.Sprint(frame), func(b *testing.B) {
-			var buf bytes.Buffer
-			p := &fakeProcess{Conn: nopConn{w: &buf}}
-			for range (8 << 20) / frame {
-				p.write(1, make([]byte, frame))
-			}
-			b.SetBytes(int64(buf.Len()))
-			for b.Loop() {
-				if err := demux(newReader(buf.Bytes()), io.Discard, io.Discard); err != nil {
-					b.Fatal(err)
-				}
-			}
-		})
 	}
 }

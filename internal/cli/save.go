@@ -3,10 +3,11 @@ package cli
 import (
 	"context"
 	"errors"
-	"io"
 
 	"github.com/google/renameio/v2"
 	"github.com/spf13/cobra"
+
+	"github.com/hyper-run/hyper/internal/cli/stdio"
 )
 
 func newSave(a *app) *cobra.Command {
@@ -22,7 +23,7 @@ func newSave(a *app) *cobra.Command {
 }
 
 func (a *app) save(ctx context.Context, images []string, output string) error {
-	if _, ok := terminal(a.out); ok && output == "" {
+	if _, ok := stdio.Terminal(a.out); ok && output == "" {
 		return hinted{errors.New("the output is a terminal"), "redirect it, or use -o FILE"}
 	}
 	res, err := a.api().ImageSave(ctx, images)
@@ -31,15 +32,14 @@ func (a *app) save(ctx context.Context, images []string, output string) error {
 	}
 	defer res.Close()
 	if output == "" {
-		_, err := io.CopyBuffer(struct{ io.Writer }{a.out}, struct{ io.Reader }{res}, make([]byte, 4*copyBuffer))
-		return err
+		return stdio.Copy(a.out, res)
 	}
 	f, err := renameio.NewPendingFile(output, renameio.WithPermissions(0o600), renameio.WithExistingPermissions())
 	if err != nil {
 		return err
 	}
-	defer f.Cleanup()
-	if _, err := io.CopyBuffer(struct{ io.Writer }{f}, struct{ io.Reader }{res}, make([]byte, 4*copyBuffer)); err != nil {
+	defer func() { _ = f.Cleanup() }()
+	if err := stdio.Copy(f, res); err != nil {
 		return err
 	}
 	return f.CloseAtomicallyReplace()

@@ -9,6 +9,8 @@ import (
 
 	moby "github.com/moby/moby/client"
 	"golang.org/x/sys/unix"
+
+	"github.com/hyper-run/hyper/internal/cli/stdio"
 )
 
 // proxied are the signals that --sig-proxy passes on. Not SIGPIPE: a broken
@@ -35,7 +37,7 @@ func (a *app) proxySignals(ctx context.Context, container string) (_ context.Con
 		for asked := 0; ; {
 			select {
 			case s := <-c:
-				a.api().ContainerKill(ctx, container, moby.ContainerKillOptions{Signal: unix.SignalName(s.(syscall.Signal))})
+				_, _ = a.api().ContainerKill(ctx, container, moby.ContainerKillOptions{Signal: unix.SignalName(s.(syscall.Signal))})
 				if s == unix.SIGINT || s == unix.SIGTERM {
 					asked++
 				}
@@ -62,7 +64,7 @@ func (a *app) followSize(ctx context.Context, height, width uint, resize func(ct
 	c := make(chan os.Signal, 1)
 	signal.Notify(c, unix.SIGWINCH)
 	update := func() {
-		if h, w := consoleSize(a.out); (h != height || w != width) && h != 0 && w != 0 {
+		if h, w := stdio.ConsoleSize(a.out); (h != height || w != width) && h != 0 && w != 0 {
 			height, width = h, w
 			resize(ctx, h, w)
 		}

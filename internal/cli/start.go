@@ -6,6 +6,8 @@ import (
 
 	moby "github.com/moby/moby/client"
 	"github.com/spf13/cobra"
+
+	"github.com/hyper-run/hyper/internal/cli/stdio"
 )
 
 func newStart(a *app) *cobra.Command {
@@ -33,7 +35,7 @@ func newStart(a *app) *cobra.Command {
 }
 
 func (a *app) startAttached(ctx context.Context, name, keysText string, stdin bool) error {
-	keys, err := detachKeys(keysText)
+	keys, err := stdio.DetachKeys(keysText)
 	if err != nil {
 		return cannot(err, "start %s", name)
 	}

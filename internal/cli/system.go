@@ -10,6 +10,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/hyper-run/hyper/internal/cli/format"
+	"github.com/hyper-run/hyper/internal/cli/show"
 )
 
 func newSystem(a *app) *cobra.Command {
@@ -61,18 +62,18 @@ func usageRow(kind string, total, active, size, reclaimable int64) format.Row {
 func (a *app) printUsageVerbose(u moby.DiskUsageResult, text string) error {
 	var images, containers []format.Row
 	for _, i := range u.Images.Items {
-		images = append(images, imageRows(i, true, false)[0])
+		images = append(images, show.Image(i, true, false)[0])
 	}
 	for _, c := range u.Containers.Items {
 		c.SizeRootFs = 0
-		containers = append(containers, containerRow(c, true))
+		containers = append(containers, show.Container(c, true))
 	}
 	if text != "" && text != "table" {
 		return format.Value(a.out, text, map[string]any{
 			"Images": images, "Containers": containers, "Volumes": u.Volumes.Items, "BuildCache": u.BuildCache.Items,
 		})
 	}
-	it, ct := imageTable, psTable
+	it, ct := show.Images, show.Containers
 	it.Columns += "\t{{.SharedSize}}\t{{.UniqueSize}}\t{{.Containers}}"
 	ct.Columns = "{{.ID}}\t{{.Image}}\t{{.Command}}\t{{.LocalVolumes}}\t{{.Size}}\t{{.RunningFor}}\t{{.Status}}\t{{.Names}}"
 	vt := format.Table{Columns: "{{.Name}}\t{{.Links}}\t{{.Size}}", Headers: format.Row{"Name": "VOLUME NAME", "Links": "LINKS", "Size": "SIZE"}}

@@ -32,6 +32,21 @@ func pty(t *testing.T) (user console.Console, term *os.File) {
 	return c, f
 }
 
+func typeKeys(t *testing.T, user io.Writer, keys string) {
+	t.Helper()
+	if _, err := io.WriteString(user, keys); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// raise sends this process a signal.
+func raise(t *testing.T, s syscall.Signal) {
+	t.Helper()
+	if err := syscall.Kill(os.Getpid(), s); err != nil {
+		t.Fatal(err)
+	}
+}
+
 func localFlags(t *testing.T, f *os.File) uint32 {
 	t.Helper()
 	s, err := unix.IoctlGetTermios(int(f.Fd()), unix.TCGETS)
@@ -64,7 +79,7 @@ func TestTerminal(t *testing.T) {
 	}()
 	out := bufio.NewReader(user)
 	expect(t, out, "$ ")
-	io.WriteString(user, "a\x03b\r") // Ctrl-C is the container's
+	typeKeys(t, user, "a\x03b\r") // Ctrl-C is the container's
 	expect(t, out, "a\x03b\r")
 	if c := <-code; c != 5 {
 		t.Errorf("code %d", c)
@@ -109,7 +124,7 @@ func TestDetach(t *testing.T) {
 				code <- Main(t.Context(), Config{}, append([]string{"-H", listen(t, d)}, strings.Fields(test.args)...), term, term, io.Discard)
 			}()
 			expect(t, user, "$ ")
-			io.WriteString(user, "ab"+test.keys)
+			typeKeys(t, user, "ab"+test.keys)
 			if c := <-code; c != 0 {
 				t.Errorf("code %d", c)
 			}
@@ -148,7 +163,7 @@ func TestWindowSize(t *testing.T) {
 			t.Errorf("requests: %q", d.requests)
 			break
 		}
-		syscall.Kill(os.Getpid(), syscall.SIGWINCH)
+		raise(t, syscall.SIGWINCH)
 		time.Sleep(5 * time.Millisecond)
 	}
 	close(resized)
@@ -182,8 +197,8 @@ func TestSignals(t *testing.T) {
 				code <- Main(t.Context(), Config{}, append([]string{"-H", listen(t, d)}, strings.Fields(args)...), nil, w, io.Discard)
 			}()
 			expect(t, r, ".")
-			syscall.Kill(os.Getpid(), syscall.SIGINT)
-			syscall.Kill(os.Getpid(), syscall.SIGUSR1)
+			raise(t, syscall.SIGINT)
+			raise(t, syscall.SIGUSR1)
 			deadline := time.Now().Add(10 * time.Second)
 			for !d.asked("POST /containers/c1/kill?signal=SIGINT") || !d.asked("POST /containers/c1/kill?signal=SIGUSR1") {
 				if time.Now().After(deadline) {
@@ -228,7 +243,7 @@ func TestGivingUp(t *testing.T) {
 			}
 			return
 		case <-tick.C:
-			syscall.Kill(os.Getpid(), syscall.SIGINT)
+			raise(t, syscall.SIGINT)
 		}
 	}
 }
@@ -249,7 +264,7 @@ func TestInterrupted(t *testing.T) {
 		close(up)
 	}()
 	<-up
-	syscall.Kill(os.Getpid(), syscall.SIGINT)
+	raise(t, syscall.SIGINT)
 	if c := <-code; c != exitInterrupted || errOut.Len() > 0 {
 		t.Errorf("%d: %s", c, &errOut)
 	}

@@ -51,8 +51,8 @@ func newVersion(a *app) *cobra.Command {
 			if e := format.Value(a.out, text, v); e != nil && err == nil {
 				err = e
 			}
-		} else {
-			a.printVersions(v)
+		} else if e := a.printVersions(v); e != nil && err == nil {
+			err = e
 		}
 		return cannot(err, "show the version")
 	})
@@ -84,16 +84,15 @@ func (a *app) serverVersion(ctx context.Context) (*serverVersion, error) {
 	return v, nil
 }
 
-func (a *app) printVersions(v versions) {
+func (a *app) printVersions(v versions) error {
 	w := tabwriter.NewWriter(a.out, 20, 1, 1, ' ', 0)
-	defer w.Flush()
 	c := v.Client
 	fmt.Fprint(w, "Client: Hyper\n")
 	printPairs(w, " ", "Version", c.Version, "API version", c.APIVersion, "Go version", c.GoVersion,
 		"Git commit", c.GitCommit, "Built", c.BuildTime, "OS/Arch", c.Os+"/"+c.Arch)
 	s := v.Server
 	if s == nil {
-		return
+		return w.Flush()
 	}
 	fmt.Fprintf(w, "\nServer: %s\n", s.Platform.Name)
 	fmt.Fprint(w, " Engine:\n")
@@ -109,6 +108,7 @@ func (a *app) printVersions(v versions) {
 			printPairs(w, "  ", k, p.Details[k])
 		}
 	}
+	return w.Flush()
 }
 
 // printPairs prints names and values by turns; values that are "" are left out.

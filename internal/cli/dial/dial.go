@@ -1,4 +1,7 @@
-package cli
+// Package dial connects to hyperd, and starts it where nothing listens and the
+// user may: the program next to hyper's own, in a session of its own, which
+// tells by a descriptor that it serves.
+package dial
 
 import (
 	"context"
@@ -11,50 +14,56 @@ import (
 	"path/filepath"
 	"strings"
 	"syscall"
-
-	"github.com/hyper-run/hyper/client"
 )
 
 // readyFD is the number of the descriptor that hyperd writes a line end to
 // when it serves. HYPER_READY_FD tells it.
 const readyFD = 3
 
-// A dialError says why the daemon cannot be reached.
-type dialError struct {
-	msg, hint string
+// An Error says why the daemon cannot be reached, and what to do about it.
+type Error struct {
+	Msg, Hint string
 }
 
-func (e *dialError) Error() string { return e.msg }
+func (e *Error) Error() string { return e.Msg }
 
-// dial connects to the daemon and starts it when nothing listens and it may.
-func (a *app) dial(ctx context.Context, network, address string) (net.Conn, error) {
-	var d net.Dialer
-	conn, err := d.DialContext(ctx, network, address)
+// A Dialer connects. The zero value never starts a daemon.
+type Dialer struct {
+	Start   bool      // start a daemon where none listens
+	Program string    // of the daemon; "" means hyperd next to this executable, or in PATH
+	Log     string    // where its output goes; "" means /var/log/hyper/hyperd.log
+	Say     io.Writer // told that a daemon was started
+}
+
+// Dial connects to the daemon and starts it when nothing listens and it may.
+func (d *Dialer) Dial(ctx context.Context, network, address string) (net.Conn, error) {
+	var nd net.Dialer
+	conn, err := nd.DialContext(ctx, network, address)
 	if err == nil || ctx.Err() != nil {
 		return conn, err
 	}
 	switch {
 	case errors.Is(err, syscall.EACCES):
-		return nil, &dialError{"no permission to connect to " + address, "run hyper as root"}
+		return nil, &Error{"no permission to connect to " + address, "run hyper as root"}
 	case network != "unix", !errors.Is(err, syscall.ENOENT) && !errors.Is(err, syscall.ECONNREFUSED):
 		// The words of net's error would make moby's client add its own.
-		return nil, &dialError{msg: fmt.Sprintf("no connection to hyperd at %s: %v", address, lastError(err))}
-	case a.noStart || !a.ownDaemon():
-		return nil, &dialError{"no hyperd listens on " + address, "start hyperd for it"}
+		return nil, &Error{Msg: fmt.Sprintf("no connection to hyperd at %s: %v", address, lastError(err))}
+	case !d.Start:
+		return nil, &Error{"no hyperd listens on " + address, "start hyperd for it"}
 	case os.Geteuid() != 0:
-		return nil, &dialError{"no hyperd listens on " + address, "start hyperd as root; or run hyper as root, which starts it"}
+		return nil, &Error{"no hyperd listens on " + address, "start hyperd as root; or run hyper as root, which starts it"}
 	}
-	if err := a.startDaemon(ctx, func() bool {
-		conn, err = d.DialContext(ctx, network, address)
+	if err := d.start(ctx, func() bool {
+		conn, err = nd.DialContext(ctx, network, address)
 		return err == nil
 	}); err != nil {
-		return nil, &dialError{"no hyperd listens on " + address + ", and starting it did not work: " + err.Error(), "'hyper doctor' checks this host"}
+		return nil, &Error{"no hyperd listens on " + address + ", and starting it did not work: " + err.Error(), "'hyper doctor' checks this host"}
 	}
 	if conn != nil {
 		return conn, nil
 	}
-	if conn, err = d.DialContext(ctx, network, address); err != nil {
-		return nil, &dialError{msg: fmt.Sprintf("hyperd was started, but does not listen on %s: %v", address, lastError(err))}
+	if conn, err = nd.DialContext(ctx, network, address); err != nil {
+		return nil, &Error{Msg: fmt.Sprintf("hyperd was started, but does not listen on %s: %v", address, lastError(err))}
 	}
 	return conn, nil
 }
@@ -70,20 +79,15 @@ func lastError(err error) error {
 	}
 }
 
-// ownDaemon says whether a daemon that hyper starts would serve the host meant.
-func (a *app) ownDaemon() bool {
-	return a.host == client.DefaultHost || a.host == a.Host
-}
-
-// startDaemon starts hyperd in a session of its own and returns when it
+// start starts hyperd in a session of its own and returns when it
 // serves. served is asked once, with the lock held, whether another hyper has
 // done so meanwhile.
-func (a *app) startDaemon(ctx context.Context, served func() bool) error {
-	program, err := a.daemonProgram()
+func (d *Dialer) start(ctx context.Context, served func() bool) error {
+	program, err := d.program()
 	if err != nil {
 		return err
 	}
-	path := a.DaemonLog
+	path := d.Log
 	if path == "" {
 		path = "/var/log/hyper/hyperd.log"
 	}
@@ -95,7 +99,7 @@ func (a *app) startDaemon(ctx context.Context, served func() bool) error {
 		return err
 	}
 	defer log.Close()
-	unlock, err := lockDaemonStart(path)
+	unlock, err := lockStart(path)
 	if err != nil {
 		return err
 	}
@@ -107,14 +111,14 @@ func (a *app) startDaemon(ctx context.Context, served func() bool) error {
 	if err != nil {
 		return err
 	}
-	fmt.Fprintf(a.err, "hyper: started hyperd (pid %d, log in %s)\n", pid, path)
+	fmt.Fprintf(d.Say, "hyper: started hyperd (pid %d, log in %s)\n", pid, path)
 	return nil
 }
 
-// daemonProgram is the path of hyperd.
-func (a *app) daemonProgram() (string, error) {
-	if a.Daemon != "" {
-		return a.Daemon, nil
+// program is the path of hyperd.
+func (d *Dialer) program() (string, error) {
+	if d.Program != "" {
+		return d.Program, nil
 	}
 	if self, err := os.Executable(); err == nil {
 		p := filepath.Join(filepath.Dir(self), "hyperd")
@@ -129,9 +133,9 @@ func (a *app) daemonProgram() (string, error) {
 	return p, nil
 }
 
-// lockDaemonStart keeps two commands from starting two daemons. hyperd must
+// lockStart keeps two commands from starting two daemons. hyperd must
 // not inherit the lock, so it is not on the log itself.
-func lockDaemonStart(log string) (unlock func(), err error) {
+func lockStart(log string) (unlock func(), err error) {
 	f, err := os.OpenFile(log+".lock", os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {
 		return nil, err

@@ -1,4 +1,7 @@
-package cli
+// Package stdio carries the standard streams of a process between hyper's own
+// and a connection to the daemon: raw terminals, detach keys, and the frames
+// that keep output and errors apart.
+package stdio
 
 import (
 	"bufio"
@@ -16,21 +19,20 @@ import (
 // copyBuffer is as much as a pipe holds.
 const copyBuffer = 64 << 10
 
-// errDetached is how a session ends that the user left with the detach keys.
-var errDetached = errors.New("detached")
+// ErrDetached is how a session ends that the user left with the detach keys.
+var ErrDetached = errors.New("detached")
 
-// A session carries the standard streams of one process between hyper's own
-// and a connection to the daemon.
-type session struct {
-	conn     *client.Stream
-	tty      bool
-	in       io.Reader // nil: not attached
-	out, err io.Writer // nil: not attached; a tty has only out
-	keys     []byte    // that detach
+// A Session is the streams of one process.
+type Session struct {
+	Conn     *client.Stream
+	TTY      bool
+	In       io.Reader // nil: not attached
+	Out, Err io.Writer // nil: not attached; a tty has only Out
+	Keys     []byte    // that detach
 }
 
-// detachKeys reads --detach-keys; the default is Docker's.
-func detachKeys(s string) ([]byte, error) {
+// DetachKeys reads --detach-keys; the default is Docker's.
+func DetachKeys(s string) ([]byte, error) {
 	if s == "" {
 		return []byte{16, 17}, nil // ctrl-p, ctrl-q
 	}
@@ -41,22 +43,22 @@ func detachKeys(s string) ([]byte, error) {
 	return keys, nil
 }
 
-// run copies until the process has closed its output, the user detaches
-// (errDetached) or ctx ends (its cause). Input that is still open does not keep it. It
+// Run copies until the process has closed its output, the user detaches
+// (ErrDetached) or ctx ends (its cause). Input that is still open does not keep it. It
 // closes the connection.
 //
 // It owns two goroutines; the one that reads input may be left blocked in a
 // read, since nothing can interrupt that.
-func (s *session) run(ctx context.Context) error {
-	defer s.conn.Close()
-	in := s.in
-	if in != nil && s.tty {
+func (s *Session) Run(ctx context.Context) error {
+	defer s.Conn.Close()
+	in := s.In
+	if in != nil && s.TTY {
 		restore, err := makeRaw(in)
 		if err != nil {
 			return fmt.Errorf("set up the terminal: %w", err)
 		}
 		defer restore()
-		in = term.NewEscapeProxy(in, s.keys)
+		in = term.NewEscapeProxy(in, s.Keys)
 	}
 	output, input := make(chan error, 1), make(chan error, 1)
 	go func() { output <- s.copyOutput() }()
@@ -71,7 +73,7 @@ func (s *session) run(ctx context.Context) error {
 			if err != nil {
 				return err
 			}
-			if s.out == nil && s.err == nil {
+			if s.Out == nil && s.Err == nil {
 				return nil
 			}
 		case <-ctx.Done():
@@ -80,27 +82,32 @@ func (s *session) run(ctx context.Context) error {
 	}
 }
 
-func (s *session) copyOutput() error {
-	if !s.tty {
-		return demux(s.conn.Reader(), s.out, s.err)
+func (s *Session) copyOutput() error {
+	if !s.TTY {
+		return Demux(s.Conn.Reader(), s.Out, s.Err)
 	}
-	out := s.out
+	out := s.Out
 	if out == nil {
 		out = io.Discard
 	}
-	_, err := io.CopyBuffer(struct{ io.Writer }{out}, struct{ io.Reader }{s.conn}, make([]byte, copyBuffer))
-	return err
+	return Copy(out, s.Conn)
 }
 
 // copyInput returns nil at the end of input, and when the process takes no
 // more: that it ends is seen on its output.
-func (s *session) copyInput(in io.Reader) error {
-	_, err := io.CopyBuffer(struct{ io.Writer }{s.conn}, struct{ io.Reader }{in}, make([]byte, copyBuffer))
+func (s *Session) copyInput(in io.Reader) error {
+	err := Copy(s.Conn, in)
 	if errors.As(err, new(term.EscapeError)) {
-		return errDetached
+		return ErrDetached
 	}
-	s.conn.CloseWrite()
+	_ = s.Conn.CloseWrite()
 	return nil
+}
+
+// Copy is io.Copy by way of one buffer of a size that suits pipes and sockets.
+func Copy(w io.Writer, r io.Reader) error {
+	_, err := io.CopyBuffer(struct{ io.Writer }{w}, struct{ io.Reader }{r}, make([]byte, copyBuffer))
+	return err
 }
 
 // The streams of a multiplexed connection (github.com/moby/moby/api/pkg/stdcopy).
@@ -110,19 +117,19 @@ const (
 	frameError  = 3
 )
 
-// demux copies the frames of r to out and err, either of which may be nil. It
+// Demux copies the frames of r to out and err, either of which may be nil. It
 // copies nothing in memory: what the buffer of r holds is written from there.
-func demux(r *bufio.Reader, out, err io.Writer) error {
+func Demux(r *bufio.Reader, out, err io.Writer) error {
 	for {
 		h, e := r.Peek(frameHeader)
-		if e == io.EOF && len(h) == 0 {
+		if errors.Is(e, io.EOF) && len(h) == 0 {
 			return nil
 		}
 		if e != nil {
 			return fmt.Errorf("read output: %w", unexpected(e))
 		}
 		kind, n := h[0], int(binary.BigEndian.Uint32(h[4:]))
-		r.Discard(frameHeader)
+		_, _ = r.Discard(frameHeader) // it is buffered
 		w := out
 		switch kind {
 		case 0, 1:
@@ -156,14 +163,14 @@ func copyFrame(w io.Writer, r *bufio.Reader, n int) error {
 				return err
 			}
 		}
-		r.Discard(len(part))
+		_, _ = r.Discard(len(part))
 		n -= len(part)
 	}
 	return nil
 }
 
 func unexpected(err error) error {
-	if err == io.EOF {
+	if errors.Is(err, io.EOF) {
 		return io.ErrUnexpectedEOF
 	}
 	return err

@@ -1,23 +1,14 @@
-package cli
+package stdio
 
 import (
 	"bufio"
 	"bytes"
+	"encoding/binary"
+	"fmt"
 	"io"
-	"net"
 	"strings"
 	"testing"
 )
-
-// nopConn only writes.
-type nopConn struct {
-	net.Conn
-	w io.Writer
-}
-
-func (c nopConn) Write(p []byte) (int, error) { return c.w.Write(p) }
-
-func newReader(data []byte) *bufio.Reader { return bufio.NewReaderSize(bytes.NewReader(data), 256<<10) }
 
 func TestDemux(t *testing.T) {
 	frame := func(kind byte, text string) string {
@@ -38,14 +29,14 @@ func TestDemux(t *testing.T) {
 		t.Run(test.name, func(t *testing.T) {
 			var out, errOut strings.Builder
 			fail := ""
-			if err := demux(bufio.NewReaderSize(strings.NewReader(test.in), 16), &out, &errOut); err != nil {
+			if err := Demux(bufio.NewReaderSize(strings.NewReader(test.in), 16), &out, &errOut); err != nil {
 				fail = err.Error()
 			}
 			if out.String() != test.out || errOut.String() != test.err || fail != test.fail {
 				t.Errorf("got %q, %q, %q", &out, &errOut, fail)
 			}
 			// A stream that is not attached is read past.
-			if err := demux(bufio.NewReader(strings.NewReader(test.in)), nil, nil); (err == nil) != (test.fail == "") {
+			if err := Demux(bufio.NewReader(strings.NewReader(test.in)), nil, nil); (err == nil) != (test.fail == "") {
 				t.Errorf("without streams: %v", err)
 			}
 		})
@@ -57,9 +48,26 @@ func FuzzDemux(f *testing.F) {
 	f.Add([]byte("\x03\x00\x00\x00\xff\xff\xff\xff"))
 	f.Fuzz(func(t *testing.T, in []byte) {
 		var out, errOut bytes.Buffer
-		demux(bufio.NewReader(bytes.NewReader(in)), &out, &errOut)
+		_ = Demux(bufio.NewReader(bytes.NewReader(in)), &out, &errOut)
 		if out.Len()+errOut.Len() > len(in) {
 			t.Errorf("%d bytes of %d", out.Len()+errOut.Len(), len(in))
 		}
 	})
+}
+
+func BenchmarkDemux(b *testing.B) {
+	for _, frame := range []int{100, 4 << 10, 32 << 10} {
+		b.Run(fmt.Sprint(frame), func(b *testing.B) {
+			data := make([]byte, frameHeader+frame)
+			data[0] = 1
+			binary.BigEndian.PutUint32(data[4:], uint32(frame))
+			data = bytes.Repeat(data, (8<<20)/frame)
+			b.SetBytes(int64(len(data)))
+			for b.Loop() {
+				if err := Demux(bufio.NewReaderSize(bytes.NewReader(data), 256<<10), io.Discard, io.Discard); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+	}
 }
