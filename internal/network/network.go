@@ -75,3 +75,10 @@ func (e *UnavailableError) Error() string { return fmt.Sprintf("%v (%s)", e.Err,
 
 // Unwrap gives the cause and the kind.
 func (e *UnavailableError) Unwrap() []error { return []error{e.Err, errdefs.ErrUnavailable} }
+
+// A Blocker is a rule set of somebody else that drops what pods send or
+// receive. Drivers find such and never touch them.
+type Blocker struct {
+	Where string // such as "ip filter FORWARD (Docker)"
+	Fix   string // a command of that firewall which lets pods through
+}

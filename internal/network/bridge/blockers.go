@@ -10,20 +10,16 @@ import (
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
+
+	"github.com/hyper-run/hyper/internal/network"
 )
 
-// A Blocker is a chain of somebody else that drops what it does not know,
-// and does not know the bridge. In netfilter one drop is final: no rule of
-// ours can let such a packet through, and we don't touch rules of others.
-type Blocker struct {
-	Where string // such as "ip filter FORWARD (Docker)"
-	Fix   string // a command of that firewall, which lets pods through
-}
-
-// Blockers looks for chains that stand in the way of pods on a bridge
-// (default "hyper0"): what they send and receive through the host, and their
-// queries to its name server. It changes nothing.
-func Blockers(bridge string) ([]Blocker, error) {
+// Blockers looks for chains of others that stand in the way of pods on a
+// bridge (default "hyper0"): of what they send and receive through the host,
+// and of their queries to its name server. Such a chain drops what it does
+// not know and does not know the bridge; in netfilter one drop is final, no
+// rule of ours can let the packet through. Nothing is changed.
+func Blockers(bridge string) ([]network.Blocker, error) {
 	setDefault(&bridge, "hyper0")
 	c, err := nftables.New()
 	if err != nil {
@@ -33,7 +29,7 @@ func Blockers(bridge string) ([]Blocker, error) {
 	if err != nil {
 		return nil, rulesError("read", err)
 	}
-	var found []Blocker
+	var found []network.Blocker
 	for _, chain := range chains {
 		if !drops(chain) {
 			continue
@@ -112,7 +108,7 @@ func mentions(c *nftables.Conn, t *nftables.Table, chains []*nftables.Chain, bri
 }
 
 // blocker knows the usual firewalls by their chains.
-func blocker(c *nftables.Chain, chains []*nftables.Chain, bridge string) Blocker {
+func blocker(c *nftables.Chain, chains []*nftables.Chain, bridge string) network.Blocker {
 	family := map[nftables.TableFamily]string{
 		nftables.TableFamilyIPv4: "ip", nftables.TableFamilyIPv6: "ip6", nftables.TableFamilyINet: "inet",
 	}[c.Table.Family]
@@ -131,21 +127,19 @@ func blocker(c *nftables.Chain, chains []*nftables.Chain, bridge string) Blocker
 	}
 	switch {
 	case isFirewalld(c):
-		return Blocker{where + " (firewalld)",
-			fmt.Sprintf("firewall-cmd --permanent --zone=trusted --add-interface=%s && firewall-cmd --reload", bridge)}
+		return network.Blocker{Where: where + " (firewalld)", Fix: fmt.Sprintf("firewall-cmd --permanent --zone=trusted --add-interface=%s && firewall-cmd --reload", bridge)}
 	case has("ufw-user-forward") || has("ufw6-user-forward"):
-		return Blocker{where + " (ufw)",
-			fmt.Sprintf("ufw route allow in on %[1]s && ufw allow in on %[1]s to any port 53", bridge)}
+		return network.Blocker{Where: where + " (ufw)", Fix: fmt.Sprintf("ufw route allow in on %[1]s && ufw allow in on %[1]s to any port 53", bridge)}
 	case has("DOCKER-USER") && c.Name == "FORWARD":
-		return Blocker{where + " (Docker)", iptablesFix(iptables, "DOCKER-USER", bridge)}
+		return network.Blocker{Where: where + " (Docker)", Fix: iptablesFix(iptables, "DOCKER-USER", bridge)}
 	case c.Table.Name == "filter" && family != "inet" && (c.Name == "FORWARD" || c.Name == "INPUT"):
-		return Blocker{where + " (iptables)", iptablesFix(iptables, c.Name, bridge)}
+		return network.Blocker{Where: where + " (iptables)", Fix: iptablesFix(iptables, c.Name, bridge)}
 	}
 	insert := fmt.Sprintf("nft insert rule %s", where)
 	if *c.Hooknum == *nftables.ChainHookInput {
-		return Blocker{where, fmt.Sprintf("%[1]s iifname %[2]s udp dport 53 accept && %[1]s iifname %[2]s tcp dport 53 accept", insert, bridge)}
+		return network.Blocker{Where: where, Fix: fmt.Sprintf("%[1]s iifname %[2]s udp dport 53 accept && %[1]s iifname %[2]s tcp dport 53 accept", insert, bridge)}
 	}
-	return Blocker{where, fmt.Sprintf("%[1]s iifname %[2]s accept && %[1]s oifname %[2]s ct state established,related accept", insert, bridge)}
+	return network.Blocker{Where: where, Fix: fmt.Sprintf("%[1]s iifname %[2]s accept && %[1]s oifname %[2]s ct state established,related accept", insert, bridge)}
 }
 
 func iptablesFix(command, chain, bridge string) string {
@@ -158,8 +152,8 @@ func iptablesFix(command, chain, bridge string) string {
 
 // legacyBlockers reads the rules of the old iptables, which are not in
 // nftables; only its own program can list them.
-func legacyBlockers(bridge string) ([]Blocker, error) {
-	var found []Blocker
+func legacyBlockers(bridge string) ([]network.Blocker, error) {
+	var found []network.Blocker
 	for _, v := range []struct{ names, command, family string }{
 		{"/proc/net/ip_tables_names", "iptables-legacy", "ip"},
 		{"/proc/net/ip6_tables_names", "ip6tables-legacy", "ip6"},
@@ -181,14 +175,14 @@ func legacyBlockers(bridge string) ([]Blocker, error) {
 }
 
 // parseLegacy reads the output of `iptables -S`.
-func parseLegacy(rules, command, family, bridge string) []Blocker {
+func parseLegacy(rules, command, family, bridge string) []network.Blocker {
 	fields := strings.Fields(rules)
 	for _, f := range fields {
 		if f == bridge {
 			return nil
 		}
 	}
-	var found []Blocker
+	var found []network.Blocker
 	for _, chain := range []string{"FORWARD", "INPUT"} {
 		if !strings.Contains(rules, "-P "+chain+" DROP") || chain == "INPUT" && family == "ip6" {
 			continue
@@ -197,7 +191,7 @@ func parseLegacy(rules, command, family, bridge string) []Blocker {
 		if chain == "FORWARD" && strings.Contains(rules, "-N DOCKER-USER") {
 			target = "DOCKER-USER"
 		}
-		found = append(found, Blocker{
+		found = append(found, network.Blocker{
 			Where: fmt.Sprintf("%s filter %s (%s)", family, chain, command),
 			Fix:   iptablesFix(command, target, bridge),
 		})

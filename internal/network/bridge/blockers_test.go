@@ -8,6 +8,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/hyper-run/hyper/internal/network"
 	"github.com/hyper-run/hyper/internal/network/bridge"
 )
 
@@ -114,7 +115,7 @@ func TestBlockersOfLegacyIptables(t *testing.T) {
 	must(t, run("sh", "-c", got[0].Fix))
 	got, err = bridge.Blockers("")
 	must(t, err)
-	if diff := cmp.Diff([]bridge.Blocker(nil), got); diff != "" {
+	if diff := cmp.Diff([]network.Blocker(nil), got); diff != "" {
 		t.Error(diff)
 	}
 }

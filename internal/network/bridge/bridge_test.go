@@ -92,6 +92,16 @@ func state(t testing.TB) string {
 	return b.String()
 }
 
+func TestProbe(t *testing.T) {
+	needHost(t)
+	must(t, bridge.Probe())
+	out, err := exec.Command("nft", "list", "ruleset").Output()
+	must(t, err)
+	if len(out) != 0 {
+		t.Errorf("left behind:\n%s", out)
+	}
+}
+
 func TestNoLeaks(t *testing.T) {
 	d := started(t, bridge.Config{})
 	must(t, d.Detach(t.Context(), attach(t, d, 0)))

@@ -41,10 +41,8 @@ func (d *Driver) ensureLocked() error {
 	if d.ready {
 		return nil
 	}
-	if f, err := os.OpenFile(tunDevice, os.O_RDWR, 0); err != nil {
-		return unavailable("use taps", err, "modprobe tun")
-	} else {
-		f.Close()
+	if err := checkTun(); err != nil {
+		return err
 	}
 	if err := d.chooseLocked(); err != nil {
 		return err
@@ -63,6 +61,14 @@ func (d *Driver) ensureLocked() error {
 	}
 	d.ready = true
 	return nil
+}
+
+func checkTun() error {
+	f, err := os.OpenFile(tunDevice, os.O_RDWR, 0)
+	if err != nil {
+		return unavailable("use taps", err, "modprobe tun")
+	}
+	return f.Close()
 }
 
 // ensureBridgeLocked makes the bridge with its addresses, and has the taps

@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/hyper-run/hyper/internal/network"
+	"github.com/hyper-run/hyper/internal/network/ipam"
 )
 
 const dnsPort = 53
@@ -67,10 +68,7 @@ func (d *Driver) writeRulesLocked() error {
 		c.DelTable(t)
 		c.AddTable(t)
 	}
-	d.addNAT(c)
-	d.addForward(c)
-	d.addInput(c)
-	if err := d.addAntiSpoof(c); err != nil {
+	if err := d.addRules(c, d.dns.Addr()); err != nil {
 		return err
 	}
 	for _, a := range d.portsLocked() {
@@ -79,6 +77,44 @@ func (d *Driver) writeRulesLocked() error {
 		}
 	}
 	return rulesError("write", c.Flush())
+}
+
+func (d *Driver) addRules(c *nftables.Conn, server netip.AddrPort) error {
+	d.addNAT(c, server.Port())
+	d.addForward(c)
+	d.addInput(c, server)
+	return d.addAntiSpoof(c)
+}
+
+// Probe says whether this host can do what the driver needs, without leaving
+// anything: one transaction writes all rules and takes them away again. The
+// error is an *network.UnavailableError.
+func Probe() error {
+	d, err := New(Config{Table: "hyper-probe"})
+	if err != nil {
+		return err
+	}
+	if d.pool, err = ipam.New(candidates[0]); err != nil {
+		return err
+	}
+	d.v6 = uniqueLocal(d.cfg.Bridge)
+	if err := checkTun(); err != nil {
+		return err
+	}
+	c, err := nftables.New()
+	if err != nil {
+		return rulesError("try", err)
+	}
+	for _, t := range []*nftables.Table{d.inetTable(), d.bridgeTable()} {
+		c.AddTable(t)
+	}
+	if err := d.addRules(c, netip.AddrPortFrom(d.pool.Gateway(), dnsPort+1)); err != nil {
+		return err
+	}
+	for _, t := range []*nftables.Table{d.inetTable(), d.bridgeTable()} {
+		c.DelTable(t)
+	}
+	return rulesError("try", c.Flush())
 }
 
 // removeRules deletes both tables; nil when there are none.
@@ -103,9 +139,9 @@ func rulesError(verb string, err error) error {
 }
 
 // addNAT: to the outside pods have the host's address; within, their own.
-func (d *Driver) addNAT(c *nftables.Conn) {
+func (d *Driver) addNAT(c *nftables.Conn, port uint16) {
 	t := d.inetTable()
-	if port := d.dns.Addr().Port(); port != dnsPort {
+	if port != dnsPort {
 		chain := c.AddChain(&nftables.Chain{
 			Name: "dnat", Table: t, Type: nftables.ChainTypeNAT,
 			Hooknum: nftables.ChainHookPrerouting, Priority: nftables.ChainPriorityNATDest,
@@ -141,14 +177,13 @@ func (d *Driver) addForward(c *nftables.Conn) {
 
 // addInput: of the host's own services pods reach DNS. Ping works, and what
 // IPv6 needs to find the gateway.
-func (d *Driver) addInput(c *nftables.Conn) {
+func (d *Driver) addInput(c *nftables.Conn, server netip.AddrPort) {
 	chain := c.AddChain(&nftables.Chain{
 		Name: "input", Table: d.inetTable(), Type: nftables.ChainTypeFilter,
 		Hooknum: nftables.ChainHookInput, Priority: nftables.ChainPriorityFilter,
 	})
 	add(c, chain, notIif(d.cfg.Bridge), accept())
 	add(c, chain, ctState(ctEstablished), accept())
-	server := d.dns.Addr()
 	for _, proto := range []byte{unix.IPPROTO_UDP, unix.IPPROTO_TCP} {
 		add(c, chain, to(hostPrefix(server.Addr())), dport(proto, server.Port()), accept())
 	}
