@@ -77,7 +77,7 @@ func (a *app) root(args []string) *cobra.Command {
 	root.SetErr(a.err)
 	root.Flags().StringVarP(&host, "host", "H", "", "Daemon to connect to: unix://PATH or tcp://HOST:PORT (HYPER_HOST; default \"unix:///run/hyper/hyper.sock\")")
 	root.Flags().BoolP("version", "v", false, "Print version information and quit")
-	root.PersistentFlags().Bool("help", false, "Print usage")
+	root.PersistentFlags().BoolP("help", "h", false, "Print usage")
 	root.PersistentFlags().Lookup("help").Hidden = true
 	root.SetVersionTemplate(fmt.Sprintf("Hyper version %s, build %s\n", a.Version, a.Commit))
 	root.SetFlagErrorFunc(flagError)
