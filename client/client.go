@@ -29,9 +29,9 @@ const DefaultHost = "unix:///run/hyper/hyper.sock"
 // would cost each command a round trip, and hyper comes with its hyperd.
 const APIVersion = moby.MaxAPIVersion
 
-// streamBuffer holds a whole socket buffer of the kernel (208 KiB by default),
-// so that bulk output takes few reads.
-const streamBuffer = 256 << 10
+// streamBuffer was not worse than up to 256 KiB for a gigabyte of output, and
+// is what most sessions never fill.
+const streamBuffer = 64 << 10
 
 // Options are optional; the zero value connects to DefaultHost.
 type Options struct {

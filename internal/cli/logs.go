@@ -40,5 +40,5 @@ func (a *app) logs(ctx context.Context, name string, o moby.ContainerLogsOptions
 	if c.Container.Config.Tty {
 		return stdio.Copy(a.out, r)
 	}
-	return stdio.Demux(bufio.NewReaderSize(r, 256<<10), a.out, a.err)
+	return stdio.Demux(bufio.NewReaderSize(r, 64<<10), a.out, a.err)
 }
