@@ -144,6 +144,12 @@ func (s spec) cmdline() string {
 			// guest need not measure it (which fails under load, and on microvm
 			// would leave it without a clock finer than the tick).
 			words = append(words, "tsc=reliable", fmt.Sprintf("tsc_early_khz=%d", s.TSCKHz))
+			if s.CPUs > 1 {
+				// Each further CPU would measure its own delay loop, 0.2 s. This is
+				// the value for HZ=100; kernels that tick faster wait longer in
+				// delays than they mean to, never shorter.
+				words = append(words, fmt.Sprintf("lpj=%d", s.TSCKHz*1000/100))
+			}
 		}
 	}
 	if s.Cmdline != "" {

@@ -33,12 +33,10 @@ func shortDir(t testing.TB) string {
 }
 
 // boot starts a VM and returns it with a function that asks its testguest.
-func boot(t testing.TB, cfg vmm.Config) (vmm.VM, func(request string) string) {
+func boot(t testing.TB, d *Driver, cfg vmm.Config) (vmm.VM, func(request string) string) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	t.Cleanup(cancel)
-	d := New(Options{})
-	t.Cleanup(d.Close)
 	v, err := d.Start(ctx, cfg)
 	if err != nil {
 		t.Fatal(err)
@@ -98,7 +96,9 @@ func TestFullMachine(t *testing.T) {
 				}
 				cfg.Disks = append(cfg.Disks, vmm.Disk{ID: fmt.Sprintf("disk-number-%08d", i), Path: path, ReadOnly: true})
 			}
-			_, ask := boot(t, cfg)
+			d := New(Options{})
+			t.Cleanup(d.Close)
+			_, ask := boot(t, d, cfg)
 			for request, want := range map[string]string{
 				"fact cpus": "2", "fact macs": "02:00:00:00:00:09/1400",
 				"read disk-number-00000000": "0", "read disk-number-00000019": "19",
@@ -155,21 +155,55 @@ func TestForcedAccelerator(t *testing.T) {
 	}
 }
 
-// BenchmarkColdBoot is from before QEMU is started to the first byte of the
-// guest, for each machine.
+// BenchmarkColdBoot is from before QEMU is started to the first answer of the
+// guest, on each machine and with several CPUs.
 func BenchmarkColdBoot(b *testing.B) {
 	kernel, initrd := vmmtest.Kernel(b), vmmtest.Initrd(b)
+	d := New(Options{})
+	b.Cleanup(d.Close)
+	if _, err := d.Probe(b.Context()); err != nil {
+		b.Fatal(err)
+	}
 	for _, m := range []vmm.Machine{vmm.MachineMicroVM, vmm.MachineQ35} {
-		b.Run(string(m), func(b *testing.B) {
-			for range b.N {
-				v, ask := boot(b, vmm.Config{
-					ID: "bench", Dir: shortDir(b), Machine: m, Kernel: kernel, Initrd: initrd, CPUs: 1, MemMiB: 128,
-				})
-				ask("echo x")
-				b.StopTimer()
-				v.Kill(b.Context())
-				b.StartTimer()
-			}
+		for _, cpus := range []int{1, 2, 4} {
+			b.Run(fmt.Sprintf("%s/%d", m, cpus), func(b *testing.B) {
+				for range b.N {
+					v, ask := boot(b, d, vmm.Config{
+						ID: "bench", Dir: shortDir(b), Machine: m, Kernel: kernel, Initrd: initrd, CPUs: cpus, MemMiB: 128,
+					})
+					ask("echo x")
+					b.StopTimer()
+					v.Kill(b.Context())
+					b.StartTimer()
+				}
+			})
+		}
+	}
+}
+
+// TestWritableDiskIsLocked: two VMs never write one disk, while many may read.
+func TestWritableDiskIsLocked(t *testing.T) {
+	kernel := vmmtest.Kernel(t)
+	path := filepath.Join(t.TempDir(), "disk")
+	if err := os.WriteFile(path, make([]byte, 4096), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	d := New(Options{})
+	t.Cleanup(d.Close)
+	start := func(readOnly bool) error {
+		v, err := d.Start(t.Context(), vmm.Config{
+			ID: "lock", Dir: shortDir(t), Kernel: kernel, CPUs: 1, MemMiB: 64,
+			Disks: []vmm.Disk{{ID: "d", Path: path, ReadOnly: readOnly}},
 		})
+		if err == nil {
+			t.Cleanup(func() { v.Kill(context.Background()) })
+		}
+		return err
+	}
+	if err := errors.Join(start(true), start(true)); err != nil {
+		t.Fatalf("readers: %v", err)
+	}
+	if err := start(false); err == nil || !strings.Contains(err.Error(), "lock") {
+		t.Errorf("writer beside readers: %v", err)
 	}
 }
