@@ -37,9 +37,8 @@ type fakeDaemon struct {
 // A fakeProcess has its client's streams.
 type fakeProcess struct {
 	net.Conn
-	in      io.Reader
-	tty     bool
-	signals chan string
+	in  io.Reader
+	tty bool
 }
 
 // write sends output as the API does; stream 2 is standard error.
