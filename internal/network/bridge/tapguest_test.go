@@ -39,7 +39,7 @@ func (g tapGuest) send(to net.HardwareAddr, etherType uint16, packet []byte) err
 
 // receive returns the first packet of the type that is accepted.
 func (g tapGuest) receive(etherType uint16, accept func(packet []byte) bool) ([]byte, error) {
-	if err := g.f.SetReadDeadline(time.Now().Add(patience)); err != nil {
+	if err := g.f.SetReadDeadline(time.Now().Add(200 * time.Millisecond)); err != nil {
 		return nil, err
 	}
 	b := make([]byte, 2000)
@@ -62,16 +62,22 @@ func (g tapGuest) resolve(addr netip.Addr) (net.HardwareAddr, error) {
 	request = append(request, g.ip.AsSlice()...)
 	request = append(request, 0, 0, 0, 0, 0, 0)
 	request = append(request, addr.AsSlice()...)
-	if err := g.send(net.HardwareAddr{255, 255, 255, 255, 255, 255}, 0x0806, request); err != nil {
-		return nil, err
+	// The bridge forwards a few milliseconds after the tap was opened: what
+	// comes earlier is lost, as on a switch.
+	var err error
+	for range 5 {
+		if err := g.send(net.HardwareAddr{255, 255, 255, 255, 255, 255}, 0x0806, request); err != nil {
+			return nil, err
+		}
+		var reply []byte
+		reply, err = g.receive(0x0806, func(p []byte) bool {
+			return len(p) >= 28 && p[7] == 2 && bytes.Equal(p[14:18], addr.AsSlice())
+		})
+		if err == nil {
+			return reply[8:14], nil
+		}
 	}
-	reply, err := g.receive(0x0806, func(p []byte) bool {
-		return len(p) >= 28 && p[7] == 2 && bytes.Equal(p[14:18], addr.AsSlice())
-	})
-	if err != nil {
-		return nil, fmt.Errorf("ARP for %v: %w", addr, err)
-	}
-	return reply[8:14], nil
+	return nil, fmt.Errorf("ARP for %v: %w", addr, err)
 }
 
 // ping sends one echo request and waits for the reply.
