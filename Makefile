@@ -19,7 +19,8 @@ FUZZTIME ?= 10s
 export PATH := $(PATH):$(HYPER_CACHE)/bin:$(HYPER_CACHE)/docker/usr/bin
 
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
-LDFLAGS := -s -w -X github.com/hyper-run/hyper/internal/version.Version=$(VERSION)
+COMMIT  := $(shell git rev-parse --short HEAD 2>/dev/null)
+LDFLAGS := -s -w -X main.version=$(VERSION) -X main.commit=$(COMMIT)
 # The race detector needs a C compiler; the binaries do not.
 RACE    := $(shell command -v gcc >/dev/null && echo -race)
 
@@ -35,12 +36,12 @@ demo: deps build
 	test/demo.sh
 
 test: deps kernel build
-	test/lint.sh quick
+	test/lint.sh '$(STATICCHECK)'
 	go test $(RACE) -timeout 30m ./...
 
 check:
 	test/lint.sh '$(STATICCHECK)' '$(GOLANGCI_LINT)'
-	go test -count 1 .
+	go test .
 
 kernel:
 	test/deps.sh kernel

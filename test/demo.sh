@@ -6,13 +6,10 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 ((EUID == 0)) || { echo "demo: root is needed (bridge and taps)" >&2; exit 1; }
 
-# Where another hyperd has its bridge, the demo gets a network namespace of its own.
-if ip link show hyper0 >/dev/null 2>&1; then
-	exec unshare --net "$0" "$@"
-fi
-
 work=$(mktemp -d /tmp/hyper-demo.XXXX)
 export HYPER_HOST=unix://$work/run/hyper.sock PATH=$PWD/bin:$PATH
+# Names of devices and rules of its own, beside those of a hyperd that serves users.
+flags=(--root "$work/root" --run "$work/run" --net-prefix dmo)
 hyperd_pid=
 
 cleanup() {
@@ -27,8 +24,7 @@ cleanup() {
 	# VMs outlive their hyperd; those of this one have its directory on their command line.
 	pids=$(grep -lsF "$work/" /proc/[0-9]*/cmdline | cut -d/ -f3 | grep -vx $$)
 	[[ -z $pids ]] || kill -9 $pids
-	ip link del hyper0 2>/dev/null
-	nft list tables 2>/dev/null | grep -w hyper | while read -r _ family name; do nft delete table "$family" "$name"; done
+	[[ -z $hyperd_pid ]] || hyperd "${flags[@]}" --remove-network >/dev/null
 	if ((status != 0)); then
 		echo "demo: did not work; the end of hyperd's log:" >&2
 		tail -n 30 "$work/log" >&2
@@ -51,7 +47,7 @@ echo "demo: makes the nginx image from Debian's packages, unless it is cached"
 image=$(test/images/make nginx | tail -n 1)
 
 mkfifo "$work/ready"
-HYPER_READY_FD=3 hyperd --root "$work/root" --run "$work/run" --accel "${HYPER_ACCEL:-auto}" 3>"$work/ready" >"$work/log" 2>&1 &
+HYPER_READY_FD=3 hyperd "${flags[@]}" --accel "${HYPER_ACCEL:-auto}" 3>"$work/ready" >"$work/log" 2>&1 &
 hyperd_pid=$!
 read -r -N 1 <"$work/ready" || { echo "demo: hyperd did not start" >&2; exit 1; }
 
@@ -59,7 +55,7 @@ show hyper run --rm hello
 show hyper load -i "$image"
 name=$(hyper images --format '{{.Repository}}:{{.Tag}}' | grep nginx | head -n 1)
 show hyper run -d --name web "$name"
-address=$(hyper inspect -f '{{.NetworkSettings.IPAddress}}' web)
+address=$(hyper inspect -f '{{.NetworkSettings.Networks.bridge.IPAddress}}' web)
 
 # The page from the host, as soon as nginx listens; then from inside the VM.
 show curl --silent --show-error --fail --retry 20 --retry-connrefused --retry-delay 1 --max-time 30 -o "$work/page" "http://$address/"
@@ -70,7 +66,7 @@ show hyper exec web bash -c 'exec 3<>/dev/tcp/127.0.0.1/80; printf "GET / HTTP/1
 grep -i '<title>' "$work/inside"
 
 show hyper ps
-show hyper inspect -f '{{json .Hyper}}' web
+show hyper inspect -f '{{json .Hyper.VM}}' web
 show hyper info
 show hyper stop web
 printf '\ndemo: all of that worked; everything is taken away again\n'

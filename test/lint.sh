@@ -1,6 +1,5 @@
 #!/bin/bash
-# lint.sh quick                        gofmt and vet
-# lint.sh STATICCHECK GOLANGCI_LINT    also these two, each PACKAGE@VERSION, built once into the cache
+# lint.sh [PACKAGE@VERSION...]: gofmt, vet, then those linters, each built once and kept in the cache.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 bin=${HYPER_CACHE:-$HOME/.cache/hyper}/bin
@@ -8,7 +7,6 @@ bin=${HYPER_CACHE:-$HOME/.cache/hyper}/bin
 bad=$(git ls-files --cached --others --exclude-standard '*.go' | xargs gofmt -l)
 [[ -z $bad ]] || { echo "gofmt -w these:"; echo "$bad"; exit 1; }
 go vet ./...
-[[ $1 != quick ]] || exit 0
 
 # tool PACKAGE@VERSION: prints the path of its executable, kept under its version.
 tool() {
@@ -22,7 +20,10 @@ tool() {
 	echo "$dir/$name"
 }
 
-staticcheck=$(tool "$1")
-"$staticcheck" ./...
-golangci=$(tool "$2")
-"$golangci" run
+for linter; do
+	program=$(tool "$linter")
+	case $program in
+	*/golangci-lint) "$program" run ;;
+	*) "$program" ./... ;;
+	esac
+done
