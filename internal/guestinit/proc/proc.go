@@ -95,6 +95,19 @@ func (t *Table) Get(k Key) (*Process, error) {
 	return nil, status.Errorf(codes.NotFound, "no process %s in container %s", name(k), k.Container)
 }
 
+// Of returns the started processes of a container.
+func (t *Table) Of(container string) []*Process {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	var list []*Process
+	for k, p := range t.m {
+		if k.Container == container && p != nil {
+			list = append(list, p)
+		}
+	}
+	return list
+}
+
 func name(k Key) string {
 	if k.Exec == "" {
 		return "1"

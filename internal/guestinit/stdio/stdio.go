@@ -74,8 +74,8 @@ func pipe(ours int) (r, w *os.File, err error) {
 }
 
 // OpenTerminal makes a terminal from an opened ptmx device, which it takes
-// over, and returns the stdio of a process and the terminal's other end. That
-// becomes the process's descriptors 0, 1 and 2; the caller closes it once the
+// over, and returns the stdio of a process and the terminal's other end, whose
+// name is its path. That becomes the process's descriptors 0, 1 and 2; the caller closes it once the
 // process has it.
 func OpenTerminal(ptmx int) (*IO, *os.File, error) {
 	fail := func(err error) (*IO, *os.File, error) {
@@ -83,6 +83,10 @@ func OpenTerminal(ptmx int) (*IO, *os.File, error) {
 		return nil, nil, fmt.Errorf("make terminal for process: %w", err)
 	}
 	if err := unix.IoctlSetPointerInt(ptmx, unix.TIOCSPTLCK, 0); err != nil {
+		return fail(err)
+	}
+	n, err := unix.IoctlGetInt(ptmx, unix.TIOCGPTN)
+	if err != nil {
 		return fail(err)
 	}
 	// TIOCGPTPEER, unlike opening /dev/pts/N, can't be led elsewhere.
@@ -94,7 +98,7 @@ func OpenTerminal(ptmx int) (*IO, *os.File, error) {
 		syscall.Close(int(slave))
 		return fail(err)
 	}
-	return terminal(os.NewFile(uintptr(ptmx), "ptmx")), os.NewFile(slave, "tty"), nil
+	return terminal(os.NewFile(uintptr(ptmx), "ptmx")), os.NewFile(slave, fmt.Sprintf("/dev/pts/%d", n)), nil
 }
 
 func terminal(master *os.File) *IO {

@@ -1,0 +1,16 @@
+// Command hyperstart is PID 1 of Hyper's virtual machines.
+package main
+
+import (
+	"runtime"
+
+	"github.com/hyper-run/hyper/internal/guestinit"
+)
+
+// version is set by the linker.
+var version = "dev"
+
+// The main goroutine stays on the main thread; see guestinit.Main.
+func init() { runtime.LockOSThread() }
+
+func main() { guestinit.Main(version) }

@@ -1,0 +1,129 @@
+package guestinit
+
+import (
+	"context"
+	"encoding/binary"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/hyper-run/hyper/internal/guest/wire"
+	"github.com/hyper-run/hyper/internal/guestinit/netconf"
+)
+
+// Configure implements wire.GuestService.
+func (s *Service) Configure(_ context.Context, r *wire.ConfigureRequest) (*wire.ConfigureResponse, error) {
+	if err := configure(r); err != nil {
+		return nil, status.Error(codes.InvalidArgument, err.Error())
+	}
+	return &wire.ConfigureResponse{}, nil
+}
+
+func configure(r *wire.ConfigureRequest) error {
+	if len(r.Entropy) > 0 {
+		if err := addEntropy(r.Entropy); err != nil {
+			return err
+		}
+	}
+	if r.WallClockNanos != 0 {
+		ts := unix.NsecToTimespec(r.WallClockNanos)
+		if err := unix.ClockSettime(unix.CLOCK_REALTIME, &ts); err != nil {
+			return fmt.Errorf("set clock: %w", err)
+		}
+	}
+	if err := setNames(r.Hostname, r.Domainname); err != nil {
+		return err
+	}
+	if r.ShmBytes != 0 {
+		if err := unix.Mount("", podShm, "", unix.MS_REMOUNT|safe, fmt.Sprintf("size=%d", r.ShmBytes)); err != nil {
+			return fmt.Errorf("resize shared memory: %w", err)
+		}
+	}
+	for _, i := range r.Interfaces {
+		if err := netconf.Interface(i); err != nil {
+			return err
+		}
+	}
+	for _, route := range r.Routes {
+		if err := netconf.Route(route); err != nil {
+			return err
+		}
+	}
+	return setSysctls(r.Sysctls)
+}
+
+// setNames sets the host and domain names of this thread's UTS namespace.
+func setNames(host, domain string) error {
+	if host != "" {
+		if err := unix.Sethostname([]byte(host)); err != nil {
+			return fmt.Errorf("set host name: %w", err)
+		}
+	}
+	if domain != "" {
+		if err := unix.Setdomainname([]byte(domain)); err != nil {
+			return fmt.Errorf("set domain name: %w", err)
+		}
+	}
+	return nil
+}
+
+// setSysctls writes kernel parameters. Those that belong to a network or IPC
+// namespace are set in this thread's.
+func setSysctls(m map[string]string) error {
+	for k, v := range m {
+		path, err := sysctlPath(k)
+		if err != nil {
+			return err
+		}
+		if err := os.WriteFile(path, []byte(v), 0); err != nil {
+			return fmt.Errorf("set sysctl %s: %w", k, err)
+		}
+	}
+	return nil
+}
+
+// sysctlPath translates a name with dots, or with slashes where a part of it
+// has a dot, as sysctl(8) does.
+func sysctlPath(name string) (string, error) {
+	sep := strings.IndexAny(name, "./")
+	if sep >= 0 && name[sep] == '.' {
+		swap := strings.NewReplacer(".", "/", "/", ".")
+		name = swap.Replace(name)
+	}
+	path := filepath.Join("/proc/sys", name)
+	if !strings.HasPrefix(path, "/proc/sys/") || strings.ContainsRune(name, 0) {
+		return "", fmt.Errorf("set sysctl %q: not a kernel parameter", name)
+	}
+	return path, nil
+}
+
+// addEntropy mixes secret bytes of the host's into the kernel's pool, credits
+// them and reseeds, so that clones of one template differ (random(4)).
+func addEntropy(seed []byte) error {
+	f, err := os.OpenFile("/dev/urandom", os.O_RDWR, 0)
+	if err != nil {
+		return fmt.Errorf("add entropy: %w", err)
+	}
+	defer f.Close()
+	const chunk = 512
+	for len(seed) > 0 {
+		n := min(len(seed), chunk)
+		b := binary.NativeEndian.AppendUint32(nil, uint32(8*n)) // bits
+		b = binary.NativeEndian.AppendUint32(b, uint32(n))      // bytes
+		b = append(b, seed[:n]...)
+		if _, _, errno := unix.Syscall(unix.SYS_IOCTL, f.Fd(), unix.RNDADDENTROPY, uintptr(unsafe.Pointer(&b[0]))); errno != 0 {
+			return fmt.Errorf("add entropy: %w", errno)
+		}
+		seed = seed[n:]
+	}
+	if _, _, errno := unix.Syscall(unix.SYS_IOCTL, f.Fd(), unix.RNDRESEEDCRNG, 0); errno != 0 {
+		return fmt.Errorf("reseed: %w", errno)
+	}
+	return nil
+}

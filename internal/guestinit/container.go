@@ -1,0 +1,268 @@
+package guestinit
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"os"
+	"sync"
+	"syscall"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/hyper-run/hyper/internal/guest/wire"
+	"github.com/hyper-run/hyper/internal/guestinit/cgroup"
+	"github.com/hyper-run/hyper/internal/guestinit/inroot"
+	"github.com/hyper-run/hyper/internal/guestinit/proc"
+	"github.com/hyper-run/hyper/internal/guestinit/spawn"
+)
+
+// A container is a mounted root file system and, once its own process was
+// started, that process's PID namespace.
+type container struct {
+	id     string
+	spec   *specs.Spec
+	group  *cgroup.Group
+	filter *filter       // nil: none
+	late   []specs.Mount // to be mounted by the container's own process: /proc
+
+	mu     sync.Mutex   // serialises start, pause and delete
+	root   *inroot.Dir  // nil: being made, or gone
+	spaces []space      // namespaces that its processes enter, the mount namespace first
+	pids   *os.File     // PID namespace; nil before the own process was started
+	init   *spawn.Child // the own process
+	paused bool
+	memory *memoryWatch
+}
+
+// A space is a namespace to enter.
+type space struct {
+	name string
+	flag int
+	f    *os.File
+}
+
+// CreateContainer implements wire.GuestService.
+func (s *Service) CreateContainer(ctx context.Context, r *wire.CreateContainerRequest) (*wire.CreateContainerResponse, error) {
+	if err := checkID(r.Id); err != nil {
+		return nil, err
+	}
+	spec := new(specs.Spec)
+	if err := json.Unmarshal(r.Spec, spec); err != nil {
+		return nil, status.Errorf(codes.InvalidArgument, "create container %s: read spec: %v", r.Id, err)
+	}
+	if err := checkSpec(spec); err != nil {
+		return nil, status.Errorf(codes.InvalidArgument, "create container %s: %v", r.Id, err)
+	}
+	filter, err := s.filters.get(spec.Linux.Seccomp)
+	if err != nil {
+		return nil, status.Errorf(codes.InvalidArgument, "create container %s: %v", r.Id, err)
+	}
+	spec.Linux.Seccomp = nil // large, and not needed any more
+	c := &container{id: r.Id, spec: spec, filter: filter}
+	s.mu.Lock()
+	if s.containers[r.Id] != nil {
+		s.mu.Unlock()
+		return nil, status.Errorf(codes.AlreadyExists, "container %s exists already", r.Id)
+	}
+	s.containers[r.Id] = c
+	s.mu.Unlock()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if err := s.create(ctx, c, r); err != nil {
+		c.release()
+		s.mu.Lock()
+		delete(s.containers, r.Id)
+		s.mu.Unlock()
+		return nil, status.Errorf(codes.Internal, "create container %s: %v", r.Id, err)
+	}
+	return &wire.CreateContainerResponse{}, nil
+}
+
+// checkSpec refuses what can't be done here, rather than leave it out.
+func checkSpec(spec *specs.Spec) error {
+	if spec.Linux == nil {
+		spec.Linux = &specs.Linux{}
+	}
+	l := spec.Linux
+	switch {
+	case spec.Hooks != nil:
+		return fmt.Errorf("hooks can't be run in a VM")
+	case len(l.UIDMappings)+len(l.GIDMappings) > 0:
+		return fmt.Errorf("user namespaces are not supported")
+	case l.Seccomp != nil && l.Seccomp.ListenerPath != "":
+		return fmt.Errorf("seccomp listeners are not supported")
+	}
+	for _, ns := range l.Namespaces {
+		if ns.Path != "" {
+			return fmt.Errorf("joining the %s namespace %s is not supported", ns.Type, ns.Path)
+		}
+		if _, known := spaceFlags[ns.Type]; !known {
+			return fmt.Errorf("%s namespaces are not supported", ns.Type)
+		}
+	}
+	return nil
+}
+
+// spaceFlags are the namespaces a container can have of its own. Zero: it
+// always has, made elsewhere.
+var spaceFlags = map[specs.LinuxNamespaceType]int{
+	specs.PIDNamespace: 0, specs.MountNamespace: 0, specs.CgroupNamespace: 0,
+	specs.IPCNamespace: unix.CLONE_NEWIPC, specs.UTSNamespace: unix.CLONE_NEWUTS, specs.NetworkNamespace: unix.CLONE_NEWNET,
+}
+
+func (s *Service) create(ctx context.Context, c *container, r *wire.CreateContainerRequest) error {
+	disks, err := findDisks(ctx, r.Rootfs)
+	if err != nil {
+		return err
+	}
+	group, err := s.machine.cgroups.Create(c.id)
+	if err != nil {
+		return err
+	}
+	c.group = group
+	if res := c.spec.Linux.Resources; res != nil {
+		if err := group.Set(res); err != nil {
+			return err
+		}
+	}
+	if c.memory, err = watchMemory(group, func() { s.events.send(&wire.Event{ContainerId: c.id, Kind: "oom", AtNanos: now()}) }); err != nil {
+		return err
+	}
+	var root *inroot.Dir
+	err = onThread(func() (err error) {
+		root, err = c.mountAll(disks, r)
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	s.mu.Lock()
+	c.root = root
+	s.mu.Unlock()
+	return nil
+}
+
+// mountAll makes the container's namespaces on this thread, which ends with
+// it, and mounts everything in them. What it keeps are descriptors.
+func (c *container) mountAll(disks *disks, r *wire.CreateContainerRequest) (*inroot.Dir, error) {
+	flags := unix.CLONE_FS | unix.CLONE_NEWNS
+	spaces := []space{{"mount", unix.CLONE_NEWNS, nil}}
+	for _, ns := range c.spec.Linux.Namespaces {
+		if f := spaceFlags[ns.Type]; f != 0 && flags&f == 0 {
+			flags |= f
+			spaces = append(spaces, space{string(ns.Type), f, nil})
+		}
+	}
+	if err := unix.Unshare(flags); err != nil {
+		return nil, fmt.Errorf("make namespaces: %w", err)
+	}
+	syscall.Umask(0)
+	for i := range spaces {
+		f, err := os.Open("/proc/thread-self/ns/" + spaceFile[spaces[i].flag])
+		if err != nil {
+			return nil, err
+		}
+		spaces[i].f = f
+		c.spaces = append(c.spaces, spaces[i])
+	}
+	if err := setNames(c.spec.Hostname, c.spec.Domainname); err != nil {
+		return nil, err
+	}
+	if err := setSysctls(c.spec.Linux.Sysctl); err != nil {
+		return nil, err
+	}
+	return c.mountRoot(disks, r)
+}
+
+var spaceFile = map[int]string{unix.CLONE_NEWNS: "mnt", unix.CLONE_NEWIPC: "ipc", unix.CLONE_NEWUTS: "uts", unix.CLONE_NEWNET: "net"}
+
+// release closes what keeps the container's mounts and its cgroup alive. The
+// kernel unmounts when the last descriptor of the namespace is closed.
+func (c *container) release() error {
+	for _, sp := range c.spaces {
+		sp.f.Close()
+	}
+	c.spaces = nil
+	if c.pids != nil {
+		c.pids.Close()
+		c.pids = nil
+	}
+	if c.root != nil {
+		c.root.Close()
+	}
+	if c.memory != nil {
+		c.memory.close()
+	}
+	if c.group != nil {
+		return c.group.Remove()
+	}
+	return nil
+}
+
+// DeleteContainer implements wire.GuestService.
+func (s *Service) DeleteContainer(ctx context.Context, r *wire.DeleteContainerRequest) (*wire.DeleteContainerResponse, error) {
+	c, err := s.container(r.Id)
+	if err != nil {
+		return nil, err
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.root == nil {
+		return nil, status.Errorf(codes.NotFound, "no container %s", r.Id)
+	}
+	if err := s.kill(ctx, c); err != nil {
+		return nil, err
+	}
+	if err := syncRoot(c.root); err != nil {
+		return nil, status.Errorf(codes.Internal, "delete container %s: %v", c.id, err)
+	}
+	s.mu.Lock()
+	root := c.root
+	c.root = nil
+	delete(s.containers, c.id)
+	s.mu.Unlock()
+	s.Forget(c.id)
+	root.Close()
+	if err := c.release(); err != nil {
+		return nil, status.Errorf(codes.Internal, "delete container %s: %v", c.id, err)
+	}
+	return &wire.DeleteContainerResponse{}, nil
+}
+
+// kill ends all processes of a container and returns when they are reaped.
+func (s *Service) kill(ctx context.Context, c *container) error {
+	if c.paused {
+		c.group.Freeze(false)
+		c.paused = false
+	}
+	if err := c.group.Kill(); err != nil {
+		return status.Errorf(codes.Internal, "kill container %s: %v", c.id, err)
+	}
+	for _, p := range s.Of(c.id) {
+		select {
+		case <-p.Ended():
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	return nil
+}
+
+func syncRoot(root *inroot.Dir) error {
+	f, err := root.OpenFile("/", unix.O_RDONLY|unix.O_DIRECTORY, 0)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if err := unix.Syncfs(int(f.Fd())); err != nil {
+		return fmt.Errorf("sync root: %w", err)
+	}
+	return nil
+}
+
+// own is the key of a container's own process.
+func own(id string) proc.Key { return proc.Key{Container: id} }

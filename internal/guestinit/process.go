@@ -1,0 +1,289 @@
+package guestinit
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+	"syscall"
+	"time"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/hyper-run/hyper/internal/guest/wire"
+	"github.com/hyper-run/hyper/internal/guestinit/proc"
+	"github.com/hyper-run/hyper/internal/guestinit/spawn"
+	"github.com/hyper-run/hyper/internal/guestinit/stdio"
+)
+
+func now() int64 { return time.Now().UnixNano() }
+
+// A launch is one process on its way.
+type launch struct {
+	s     *Service
+	c     *container
+	r     *wire.StartProcessRequest
+	p     *specs.Process
+	own   bool // the container's own process
+	user  *identity
+	io    *stdio.IO
+	files [3]*os.File // its ends of the streams
+}
+
+// StartProcess implements wire.GuestService.
+func (s *Service) StartProcess(_ context.Context, r *wire.StartProcessRequest) (*wire.StartProcessResponse, error) {
+	c, err := s.container(r.ContainerId)
+	if err != nil {
+		return nil, err
+	}
+	l := &launch{s: s, c: c, r: r, p: c.spec.Process, own: r.ExecId == ""}
+	if len(r.Process) > 0 {
+		l.p = new(specs.Process)
+		if err := json.Unmarshal(r.Process, l.p); err != nil {
+			return nil, status.Errorf(codes.InvalidArgument, "start process: read process: %v", err)
+		}
+	}
+	if l.p == nil || len(l.p.Args) == 0 {
+		return nil, status.Error(codes.InvalidArgument, "start process: no arguments")
+	}
+	if !l.own {
+		if err := checkID(r.ExecId); err != nil {
+			return nil, err
+		}
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if err := l.allowed(); err != nil {
+		return nil, err
+	}
+	k := proc.Key{Container: c.id, Exec: r.ExecId}
+	if err := s.Reserve(k); err != nil {
+		return nil, err
+	}
+	p, err := l.start()
+	s.Set(k, p)
+	if err != nil {
+		return nil, err
+	}
+	return &wire.StartProcessResponse{Pid: uint32(p.PID)}, nil
+}
+
+// allowed says whether the container is in a state to start the process.
+func (l *launch) allowed() error {
+	c := l.c
+	switch {
+	case c.root == nil:
+		return status.Errorf(codes.NotFound, "no container %s", c.id)
+	case l.own && c.init != nil:
+		return status.Errorf(codes.AlreadyExists, "container %s was started already", c.id)
+	case l.own:
+		return nil
+	case c.paused:
+		return status.Errorf(codes.FailedPrecondition, "container %s is paused", c.id)
+	case c.init == nil || ended(c.init):
+		return status.Errorf(codes.FailedPrecondition, "container %s is not running", c.id)
+	}
+	return nil
+}
+
+func ended(c *spawn.Child) bool {
+	select {
+	case <-c.Ended():
+		return true
+	default:
+		return false
+	}
+}
+
+func (l *launch) start() (*proc.Process, error) {
+	var err error
+	if l.user, err = l.s.identify(l.c.root, l.p, l.r); err != nil {
+		return nil, err
+	}
+	l.prepareDir()
+	if err := l.openStdio(); err != nil {
+		return nil, status.Errorf(codes.Internal, "start process: %v", err)
+	}
+	child, err := l.spawn()
+	for _, f := range l.files {
+		if f != l.s.machine.null {
+			f.Close()
+		}
+	}
+	if err != nil {
+		l.io.Exited()
+		l.io.Discard()
+		return nil, l.startError(err)
+	}
+	p := proc.New(child.PID, l.io, child.Signal)
+	oomBefore := l.c.memory.kills()
+	go func() {
+		<-child.Ended()
+		p.Exit(exitStatus(child.Status(), l.c.memory.kills() > oomBefore))
+	}()
+	return p, nil
+}
+
+func exitStatus(ws syscall.WaitStatus, oom bool) *wire.WaitResponse {
+	st := &wire.WaitResponse{ExitedAtNanos: now(), OomKilled: oom}
+	if ws.Signaled() {
+		st.Signal = uint32(ws.Signal())
+		st.ExitCode = 128 + st.Signal
+	} else {
+		st.ExitCode = uint32(ws.ExitStatus())
+	}
+	return st
+}
+
+// prepareDir makes the working directory of a container's own process, as
+// Docker does. What can't be made is reported by chdir(2).
+func (l *launch) prepareDir() {
+	if l.p.Cwd == "" {
+		l.p.Cwd = "/"
+	}
+	if !l.own {
+		return
+	}
+	if f, err := l.c.root.MkdirAll(l.p.Cwd, 0o755); err == nil {
+		f.Close()
+	}
+}
+
+func (l *launch) openStdio() error {
+	var err error
+	if !l.p.Terminal {
+		l.io, l.files, err = stdio.Pipes(l.r.Stdin, l.s.machine.null)
+		if err == nil && l.user.uid != 0 {
+			// So that the process may open /dev/stdout again.
+			for _, f := range l.files {
+				if f != l.s.machine.null {
+					f.Chown(int(l.user.uid), -1)
+				}
+			}
+		}
+		return err
+	}
+	ptmx, err := l.c.root.OpenFile("/dev/pts/ptmx", unix.O_RDWR|unix.O_NOCTTY, 0)
+	if err != nil {
+		return err
+	}
+	defer ptmx.Close()
+	fd, err := unix.FcntlInt(ptmx.Fd(), unix.F_DUPFD_CLOEXEC, 3)
+	if err != nil {
+		return err
+	}
+	var tty *os.File
+	if l.io, tty, err = stdio.OpenTerminal(fd); err != nil {
+		return err
+	}
+	l.files = [3]*os.File{tty, tty, tty}
+	if b := l.p.ConsoleSize; b != nil && b.Height <= 0xffff && b.Width <= 0xffff {
+		if err := l.io.Resize(uint16(b.Height), uint16(b.Width)); err != nil {
+			return err
+		}
+	}
+	return tty.Chown(int(l.user.uid), -1)
+}
+
+// spawn starts the child and takes note of what later ones need of it.
+func (l *launch) spawn() (*spawn.Child, error) {
+	plan, err := l.plan()
+	if err != nil {
+		return nil, err
+	}
+	group, err := l.c.group.Open()
+	if err != nil {
+		return nil, err
+	}
+	defer unix.Close(group)
+	r := spawn.Request{Plan: plan, Cgroup: group, PIDNS: -1}
+	if !l.own {
+		r.PIDNS = int(l.c.pids.Fd())
+	}
+	child, err := l.s.spawner.Start(r)
+	if err != nil {
+		return nil, err
+	}
+	if l.own {
+		err = l.c.adopt(child)
+	}
+	if adj := l.p.OOMScoreAdj; adj != nil && err == nil {
+		// Not before execve: the value belongs to the memory, which was ours.
+		werr := os.WriteFile(fmt.Sprintf("/proc/%d/oom_score_adj", child.PID), fmt.Append(nil, *adj), 0)
+		if werr != nil && !ended(child) && !errors.Is(werr, os.ErrNotExist) {
+			err = werr
+		}
+	}
+	if err != nil {
+		child.Signal(syscall.SIGKILL)
+		<-child.Ended()
+		return nil, err
+	}
+	return child, nil
+}
+
+// adopt makes child the container's own process and remembers its namespaces.
+// A process that has ended already has none, and needs none.
+func (c *container) adopt(child *spawn.Child) error {
+	for _, ns := range []string{"pid", "cgroup"} {
+		f, err := os.Open(fmt.Sprintf("/proc/%d/ns/%s", child.PID, ns))
+		if errors.Is(err, os.ErrNotExist) || errors.Is(err, syscall.ESRCH) {
+			break
+		}
+		if err != nil {
+			return fmt.Errorf("open %s namespace: %w", ns, err)
+		}
+		if ns == "pid" {
+			c.pids = f
+		} else {
+			c.spaces = append(c.spaces, space{ns, unix.CLONE_NEWCGROUP, f})
+		}
+	}
+	c.init = child
+	return nil
+}
+
+// startError says why a process was not started, as runc and Docker do, with
+// the code that becomes exit status 127 (not found) or 126.
+func (l *launch) startError(err error) error {
+	var ee *spawn.ExecError
+	if _, isStatus := status.FromError(err); isStatus {
+		return err
+	}
+	if !errors.As(err, &ee) || !ee.Program() {
+		code := codes.Internal
+		if errors.Is(err, syscall.ENOMEM) && !l.own {
+			code = codes.FailedPrecondition // the PID namespace has just died
+		}
+		if ee != nil && strings.HasPrefix(ee.Step, "change to working directory") {
+			code = codes.InvalidArgument
+		}
+		return status.Errorf(code, "start process: %v", err)
+	}
+	name := l.p.Args[0]
+	switch {
+	case ee.Errno == syscall.ENOENT && !strings.Contains(name, "/"):
+		return status.Errorf(codes.NotFound, "exec: %q: executable file not found in $PATH", name)
+	case ee.Errno == syscall.ENOENT:
+		return status.Errorf(codes.NotFound, "exec: %q: stat %s: no such file or directory", name, name)
+	case ee.Errno == syscall.EACCES && l.isDir(name):
+		return status.Errorf(codes.PermissionDenied, "exec: %q: is a directory", name)
+	case ee.Errno == syscall.EACCES:
+		return status.Errorf(codes.PermissionDenied, "exec: %q: permission denied", name)
+	}
+	return status.Errorf(codes.PermissionDenied, "exec %s: %v", name, ee.Errno)
+}
+
+func (l *launch) isDir(name string) bool {
+	f, err := l.c.root.OpenFile(name, unix.O_PATH|unix.O_DIRECTORY, 0)
+	if err != nil {
+		return false
+	}
+	f.Close()
+	return true
+}

@@ -1,0 +1,117 @@
+package guestinit
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/hyper-run/hyper/internal/guest/wire"
+	"github.com/hyper-run/hyper/internal/guestinit/device"
+	"github.com/hyper-run/hyper/internal/guestinit/inroot"
+)
+
+// disks are the devices of a root file system.
+type disks struct {
+	layers []string // lowest first
+	upper  string   // "": none
+}
+
+// diskPatience is how long a disk may take to show up after it was plugged in.
+const diskPatience = 10 * time.Second
+
+func findDisks(ctx context.Context, r *wire.RootFS) (*disks, error) {
+	ctx, cancel := context.WithTimeout(ctx, diskPatience)
+	defer cancel()
+	d := new(disks)
+	for _, id := range r.GetLayers() {
+		dev, err := device.Disk(ctx, id)
+		if err != nil {
+			return nil, err
+		}
+		d.layers = append(d.layers, dev)
+	}
+	var err error
+	if r.GetUpper() != "" {
+		d.upper, err = device.Disk(ctx, r.Upper)
+	}
+	return d, err
+}
+
+// mountRoot puts the container's root together in workDir, makes it this
+// thread's root and drops all else from its mount namespace:
+//
+//	workDir     tmpfs, seen by nobody else
+//	  0, 1, …   EROFS layers, lowest first
+//	  d         the writable disk, or a directory of the tmpfs; in it upper, work
+//	  r         the overlay of these
+func (c *container) mountRoot(d *disks, r *wire.CreateContainerRequest) (*inroot.Dir, error) {
+	if err := unix.Mount("tmpfs", workDir, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, "mode=0700"); err != nil {
+		return nil, fmt.Errorf("mount %s: %w", workDir, err)
+	}
+	// Short relative names: mount(2) takes no more than a page of options.
+	if err := os.Chdir(workDir); err != nil {
+		return nil, err
+	}
+	if err := mountOverlay(d); err != nil {
+		return nil, err
+	}
+	if err := c.populate(r); err != nil {
+		return nil, err
+	}
+	if err := os.Chdir(workDir + "/r"); err != nil {
+		return nil, err
+	}
+	// The new root on top of the old, then the old one gone: no directory needed.
+	if err := unix.PivotRoot(".", "."); err != nil {
+		return nil, fmt.Errorf("pivot root: %w", err)
+	}
+	if err := unix.Unmount(".", unix.MNT_DETACH); err != nil {
+		return nil, fmt.Errorf("unmount old root: %w", err)
+	}
+	if err := os.Chdir("/"); err != nil {
+		return nil, err
+	}
+	return inroot.Open("/")
+}
+
+func mountOverlay(d *disks) error {
+	var lower []string
+	for i, dev := range d.layers {
+		name := strconv.Itoa(i)
+		if err := os.Mkdir(name, 0o755); err != nil {
+			return err
+		}
+		if err := unix.Mount(dev, name, "erofs", unix.MS_RDONLY, ""); err != nil {
+			return fmt.Errorf("mount layer %d: %w", i, err)
+		}
+		lower = append([]string{name}, lower...)
+	}
+	for _, dir := range []string{"d", "r", "e"} {
+		if err := os.Mkdir(dir, 0o755); err != nil {
+			return err
+		}
+	}
+	if len(lower) == 0 {
+		lower = []string{"e"}
+	}
+	if d.upper != "" {
+		if err := unix.Mount(d.upper, "d", "ext4", 0, "discard"); err != nil {
+			return fmt.Errorf("mount writable disk: %w", err)
+		}
+	}
+	for _, dir := range []string{"d/upper", "d/work"} {
+		if err := os.Mkdir(dir, 0o755); err != nil && !os.IsExist(err) {
+			return err
+		}
+	}
+	options := "lowerdir=" + strings.Join(lower, ":") + ",upperdir=d/upper,workdir=d/work"
+	if err := unix.Mount("overlay", "r", "overlay", 0, options); err != nil {
+		return fmt.Errorf("mount overlay of %d layers: %w", len(d.layers), err)
+	}
+	return nil
+}

@@ -1,0 +1,99 @@
+package guestinit
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"os"
+	"regexp"
+	"runtime"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+
+	"golang.org/x/sys/unix"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/hyper-run/hyper/internal/guest/wire"
+	"github.com/hyper-run/hyper/internal/guestinit/proc"
+	"github.com/hyper-run/hyper/internal/guestinit/spawn"
+)
+
+// A Service answers hyperd's calls; the embedded table those that concern one
+// process.
+type Service struct {
+	proc.Table
+	version string
+	machine *machine
+	spawner *spawn.Spawner
+	lastCap int
+	filters filterCache
+	events  broadcaster
+
+	mu         sync.Mutex
+	containers map[string]*container
+}
+
+func newService(version string, m *machine) (*Service, error) {
+	sp, err := spawn.New()
+	if err != nil {
+		return nil, err
+	}
+	b, err := os.ReadFile("/proc/sys/kernel/cap_last_cap")
+	if err != nil {
+		return nil, fmt.Errorf("read last capability: %w", err)
+	}
+	last, err := strconv.Atoi(strings.TrimSpace(string(b)))
+	if err != nil {
+		return nil, fmt.Errorf("read last capability: %w", err)
+	}
+	return &Service{version: version, machine: m, spawner: sp, lastCap: last, containers: map[string]*container{}}, nil
+}
+
+var validID = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9_.-]*$`)
+
+func checkID(id string) error {
+	if len(id) > wire.MaxID || !validID.MatchString(id) {
+		return status.Errorf(codes.InvalidArgument, "bad id %q", id)
+	}
+	return nil
+}
+
+func (s *Service) ids() []string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Sorted(maps.Keys(s.containers))
+}
+
+// container returns a container that is complete.
+func (s *Service) container(id string) (*container, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if c := s.containers[id]; c != nil && c.root != nil {
+		return c, nil
+	}
+	return nil, status.Errorf(codes.NotFound, "no container %s", id)
+}
+
+// Info implements wire.GuestService.
+func (s *Service) Info(context.Context, *wire.InfoRequest) (*wire.InfoResponse, error) {
+	var u unix.Utsname
+	var si unix.Sysinfo_t
+	var up unix.Timespec
+	if err := unix.Uname(&u); err != nil {
+		return nil, status.Errorf(codes.Internal, "uname: %v", err)
+	}
+	if err := unix.Sysinfo(&si); err != nil {
+		return nil, status.Errorf(codes.Internal, "sysinfo: %v", err)
+	}
+	if err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &up); err != nil {
+		return nil, status.Errorf(codes.Internal, "read uptime: %v", err)
+	}
+	return &wire.InfoResponse{
+		Protocol: wire.Protocol, Version: s.version, KernelRelease: unix.ByteSliceToString(u.Release[:]),
+		MemTotalBytes: si.Totalram * uint64(si.Unit), Cpus: uint32(runtime.NumCPU()),
+		Containers: s.ids(), UptimeNanos: uint64(up.Nano()),
+	}, nil
+}

@@ -1,0 +1,133 @@
+package guestinit
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"os"
+	"runtime"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/hyper-run/hyper/internal/guest/wire"
+	"github.com/hyper-run/hyper/internal/guestinit/cgroup"
+)
+
+// userHZ is the unit of times in /proc, the same on every architecture.
+const userHZ = 100
+
+const tick = uint64(time.Second / userHZ)
+
+// Stats implements wire.GuestService.
+func (s *Service) Stats(_ context.Context, r *wire.StatsRequest) (*wire.StatsResponse, error) {
+	c, err := s.container(r.ContainerId)
+	if err != nil {
+		return nil, err
+	}
+	g := c.group
+	cpu, events := g.Keyed("cpu.stat"), g.Keyed("memory.events")
+	out := &wire.StatsResponse{
+		ReadAtNanos:   now(),
+		CpuUsageNanos: cpu["usage_usec"] * 1000, CpuUserNanos: cpu["user_usec"] * 1000, CpuSystemNanos: cpu["system_usec"] * 1000,
+		CpuPeriods: cpu["nr_periods"], CpuThrottledPeriods: cpu["nr_throttled"], CpuThrottledNanos: cpu["throttled_usec"] * 1000,
+		OnlineCpus:  uint32(runtime.NumCPU()),
+		MemoryBytes: g.Uint("memory.current"), MemoryLimitBytes: g.Uint("memory.max"), MemoryMaxBytes: g.Uint("memory.peak"),
+		MemoryStat: g.Keyed("memory.stat"), OomKills: events["oom_kill"],
+		Pids: g.Uint("pids.current"), PidsLimit: g.Uint("pids.max"), BlockIo: blockIO(g),
+	}
+	if out.SystemCpuNanos, err = systemCPU(); err != nil {
+		return nil, status.Errorf(codes.Internal, "read stats: %v", err)
+	}
+	var si unix.Sysinfo_t
+	if unix.Sysinfo(&si) == nil && (out.MemoryLimitBytes == 0 || out.MemoryLimitBytes > si.Totalram*uint64(si.Unit)) {
+		out.MemoryLimitBytes = si.Totalram * uint64(si.Unit)
+	}
+	if out.Interfaces, err = c.interfaces(); err != nil {
+		return nil, status.Errorf(codes.Internal, "read stats: %v", err)
+	}
+	return out, nil
+}
+
+// systemCPU is the CPU time that passed, busy and idle, over all CPUs: user
+// to steal of the first line of /proc/stat (proc_stat(5)).
+func systemCPU() (uint64, error) {
+	b, err := os.ReadFile("/proc/stat")
+	if err != nil {
+		return 0, err
+	}
+	line, _, _ := bytes.Cut(b, []byte("\n"))
+	f := strings.Fields(string(line))
+	var sum uint64
+	for _, v := range f[1:min(len(f), 9)] {
+		n, _ := strconv.ParseUint(v, 10, 64)
+		sum += n
+	}
+	return sum * tick, nil
+}
+
+// blockIO reads lines such as "254:0 rbytes=1 wbytes=2 rios=3 wios=4 …".
+func blockIO(g *cgroup.Group) []*wire.BlockIO {
+	var list []*wire.BlockIO
+	for _, line := range g.Lines("io.stat") {
+		f := strings.Fields(line)
+		b := new(wire.BlockIO)
+		if len(f) < 2 {
+			continue
+		}
+		if _, err := fmt.Sscanf(f[0], "%d:%d", &b.Major, &b.Minor); err != nil {
+			continue
+		}
+		for _, kv := range f[1:] {
+			k, v, _ := strings.Cut(kv, "=")
+			n, _ := strconv.ParseUint(v, 10, 64)
+			switch k {
+			case "rbytes":
+				b.ReadBytes = n
+			case "wbytes":
+				b.WriteBytes = n
+			case "rios":
+				b.Reads = n
+			case "wios":
+				b.Writes = n
+			}
+		}
+		list = append(list, b)
+	}
+	return list
+}
+
+// interfaces counts what the container's network namespace, usually the
+// pod's, has sent and received.
+func (c *container) interfaces() ([]*wire.InterfaceStats, error) {
+	file := "/proc/net/dev"
+	for _, sp := range c.spaces {
+		if sp.flag == unix.CLONE_NEWNET && c.init != nil {
+			file = fmt.Sprintf("/proc/%d/net/dev", c.init.PID)
+		}
+	}
+	b, err := os.ReadFile(file)
+	if os.IsNotExist(err) {
+		return nil, nil // its own namespace, and its process has ended
+	}
+	if err != nil {
+		return nil, err
+	}
+	var list []*wire.InterfaceStats
+	for line := range strings.Lines(string(b)) {
+		name, rest, ok := strings.Cut(line, ":")
+		f := strings.Fields(rest)
+		if name = strings.TrimSpace(name); !ok || name == "lo" || len(f) < 12 {
+			continue
+		}
+		n := func(i int) uint64 { v, _ := strconv.ParseUint(f[i], 10, 64); return v }
+		list = append(list, &wire.InterfaceStats{Name: name,
+			RxBytes: n(0), RxPackets: n(1), RxErrors: n(2), RxDropped: n(3),
+			TxBytes: n(8), TxPackets: n(9), TxErrors: n(10), TxDropped: n(11)})
+	}
+	return list, nil
+}
