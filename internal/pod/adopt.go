@@ -103,7 +103,8 @@ func (s *Set) adoptVM(ctx context.Context, rec vmRecord, execs map[string]execRe
 	c.op.Lock()
 	defer c.op.Unlock()
 	if err := c.enter(m, false); err != nil {
-		return errors.Join(err, m.destroy(ctx))
+		c.reclaimed = m.destroy(ctx)
+		return err
 	}
 	for id, e := range execs {
 		if e.ContainerID == c.id {

@@ -42,7 +42,8 @@ type container struct {
 
 	// op is held by whoever changes what the container has on the host:
 	// Start, Remove, and the end of a run.
-	op sync.Mutex
+	op        sync.Mutex
+	reclaimed <-chan struct{} // guarded by op: closed when what the last run had is given back; may be nil
 
 	mu      sync.Mutex // guards what follows
 	rec     record     // rec.Status is the container's state

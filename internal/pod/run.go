@@ -181,9 +181,7 @@ func (r *run) finish(e ending) {
 			s.log.Warn("unmount container", "container", c.id, "err", err)
 		}
 	}
-	if err := r.vm.destroy(ctx); err != nil {
-		s.log.Error("end virtual machine", "container", c.id, "err", err)
-	}
+	c.reclaimed = r.vm.destroy(ctx)
 	r.pumps.Wait()
 	r.forgetExecs()
 	if err := r.log.Close(); err != nil {

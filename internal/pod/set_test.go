@@ -110,6 +110,7 @@ func (b *bench) end() {
 			b.t.Errorf("remove %s: %v", c.Name, err)
 		}
 	}
+	b.set.background.Wait()
 	for _, dir := range []string{b.layout.Pods(), b.layout.Containers()} {
 		if left, _ := os.ReadDir(dir); len(left) > 0 {
 			b.t.Errorf("left in %s: %v", dir, left)
@@ -176,6 +177,21 @@ func (b *bench) logs(id string) string {
 		out.Write(r.Line)
 	}
 	return out.String()
+}
+
+// printed waits until the container has printed text.
+func (b *bench) printed(id, text string) {
+	b.t.Helper()
+	recs, _, err := b.set.Logs(b.t.Context(), id, logs.ReadOptions{Tail: -1, Stdout: true, Follow: true})
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	for r := range recs {
+		if strings.Contains(string(r.Line), text) {
+			return
+		}
+	}
+	b.t.Fatalf("%s never printed %q", id, text)
 }
 
 func TestLifecycle(t *testing.T) {
@@ -428,7 +444,8 @@ func (s *Set) mustFind(t *testing.T, ref string) *container {
 
 func TestStopKillPause(t *testing.T) {
 	b := newBench(t)
-	id := b.start(sh("trap 'exit 4' TERM; while true; do sleep 0.05; done"))
+	id := b.start(sh("trap 'exit 4' TERM; echo ready; while true; do sleep 0.05; done"))
+	b.printed(id, "ready")
 	if err := b.set.Remove(t.Context(), id, false); !errdefs.IsConflict(err) {
 		t.Errorf("remove of what runs: %v", err)
 	}
@@ -448,7 +465,8 @@ func TestStopKillPause(t *testing.T) {
 		t.Errorf("exit code %d, want 4", c.ExitCode)
 	}
 	one := 1
-	id = b.start(sh("trap '' TERM; while true; do sleep 0.05; done"))
+	id = b.start(sh("trap '' TERM; echo ready; while true; do sleep 0.05; done"))
+	b.printed(id, "ready")
 	if err := b.set.Stop(t.Context(), id, "", &one); err != nil {
 		t.Fatal(err)
 	}

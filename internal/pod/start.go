@@ -65,6 +65,9 @@ func (c *container) isRemoved() bool {
 }
 
 func (s *Set) start(ctx context.Context, c *container) (err error) {
+	if c.reclaimed != nil {
+		<-c.reclaimed
+	}
 	sp := c.rec.Spec
 	rec := vmRecord{PodID: c.rec.PodID, Containers: map[string]runRecord{}}
 	if err := s.cfg.Runtime.Put(bucketVMs, rec.PodID, rec); err != nil {
@@ -73,7 +76,7 @@ func (s *Set) start(ctx context.Context, c *container) (err error) {
 	m := newMachine(s, rec, nil)
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, m.destroy(ctx))
+			c.reclaimed = m.destroy(ctx)
 		}
 	}()
 	cfg, err := s.prepare(ctx, c, m)
@@ -135,7 +138,7 @@ func (s *Set) prepare(ctx context.Context, c *container, m *machine) (vmm.Config
 	}
 	cfg.Kernel, cfg.Initrd = boot.Kernel, boot.Initrd
 	if boot.Stock {
-		cfg.Machine = vmm.MachinePC
+		cfg.Machine = vmm.MachineQ35
 	}
 	for _, l := range layers {
 		cfg.Disks = append(cfg.Disks, vmm.Disk{ID: l.ID, Path: l.Path, ReadOnly: true})

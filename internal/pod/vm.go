@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"strings"
 	"sync"
 	"time"
 
@@ -136,8 +135,7 @@ func (m *machine) console() string {
 	if err != nil {
 		return "(" + err.Error() + ")"
 	}
-	lines := strings.Split(strings.TrimRight(string(out), "\n"), "\n")
-	return strings.Join(lines[max(0, len(lines)-vmm.ConsoleLines):], "\n")
+	return vmm.LastLines(out, vmm.ConsoleLines)
 }
 
 // release lets go of the VM; it runs on.
@@ -150,10 +148,24 @@ func (m *machine) release() {
 	}
 }
 
-// destroy ends the VM and gives back all the pod has because of it.
-func (m *machine) destroy(ctx context.Context) error {
+// destroy ends the VM. What else the pod has is given back in the background,
+// because taking a device off a bridge takes the kernel 30 ms; the channel is
+// closed when that is done, and only then may the pod start again.
+func (m *machine) destroy(ctx context.Context) <-chan struct{} {
 	m.release()
-	return m.set.reclaim(ctx, m.rec, m.vm)
+	if m.vm != nil {
+		if err := m.vm.Kill(ctx); err != nil {
+			m.set.log.Error("end virtual machine", "pod", m.rec.PodID, "err", err)
+		}
+	}
+	done := make(chan struct{})
+	m.set.background.Go(func() {
+		defer close(done)
+		if err := m.set.reclaim(ctx, m.rec, m.vm); err != nil {
+			m.set.log.Error("clean up after a virtual machine", "err", err)
+		}
+	})
+	return done
 }
 
 // reclaim gives back what rec describes. vm is nil when it is gone already.
