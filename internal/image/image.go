@@ -4,6 +4,13 @@
 //
 // Layers become root file systems elsewhere: an image is complete here once
 // every layer has been handed to the [LayerSink] (rootfs, wired in hyperd).
+//
+// Of a multi-platform image only the manifest of one platform is kept, with
+// its config and compressed layers, which push and save need. What a pull has
+// fetched when the connection breaks, or hyperd, stays a day for the next
+// attempt to go on from.
+//
+// containerd logs through logrus; here that goes to log/slog.
 package image
 
 import (
@@ -52,6 +59,9 @@ type Config struct {
 	// Mirrors maps a registry host to the bases of mirrors tried before it:
 	// "docker.io" → ["https://mirror.example"].
 	Mirrors map[string][]string
+	// LayersInUse gives the diffIDs of layers, and the chain IDs of flattened ones, that
+	// containers need although no image may name them any more; nil: none.
+	LayersInUse func() []digest.Digest
 	// Concurrency is how many layers are fetched at once, 0: 3 as Docker.
 	Concurrency int
 }
@@ -72,4 +82,28 @@ type PullOptions struct {
 	Platform string                          // os/arch[/variant]
 	Auth     func(host string) (Auth, error) // nil: anonymous
 	Progress func(Progress)                  // nil: silent; called from several goroutines
+}
+
+// A Use is one container that was made from an image.
+type Use struct {
+	Container string // its ID
+	Running   bool
+}
+
+// InUse gives the containers made from an image.
+type InUse func(id digest.Digest) []Use
+
+// Removed is one line of the report of a removal; one of the two is set.
+type Removed struct {
+	Untagged string // nginx:latest or nginx@sha256:…
+	Deleted  string // the digest of an image
+}
+
+// A HistoryEntry is one step that made an image.
+type HistoryEntry struct {
+	Created    time.Time
+	CreatedBy  string
+	Comment    string
+	Size       int64 // of its layer, unpacked
+	EmptyLayer bool
 }
