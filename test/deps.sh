@@ -14,7 +14,7 @@ run)
 		mmdebstrap attr libcap2-bin              # test/images
 	)
 	;;
-kernel) packages=(linux-source-6.12 gcc libc6-dev make flex bison bc libelf-dev libssl-dev xz-utils) ;;
+kernel) packages=(linux-source-6.12 gcc libc6-dev make flex bison bc libelf-dev xz-utils) ;;
 *) sed -n '2,/^set /s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
 esac
 
@@ -43,7 +43,8 @@ if ! command -v docker >/dev/null && [[ ! -x $cache/docker/usr/bin/docker ]]; th
 	[[ -z $(apt-cache show docker-cli 2>/dev/null) ]] || package=docker-cli
 	echo "deps: fetches the docker client of $package"
 	(cd "$work" && apt-get -qq -o APT::Sandbox::User=root download "$package")
-	dpkg -x "$work"/*.deb "$work/docker"
+	mkdir "$work/docker"
+	dpkg-deb --fsys-tarfile "$work"/*.deb | tar -x -C "$work/docker" ./usr/bin/docker
 	rm -rf "$cache/docker"
 	mv -T "$work/docker" "$cache/docker"
 fi
