@@ -123,8 +123,6 @@ const (
 	MachineAuto    Machine = "auto"
 	MachineQ35     Machine = "q35"
 	MachineMicroVM Machine = "microvm"
-
-	MachinePC = MachineQ35 // an older name
 )
 
 // Config says what VM to make. It is one value, complete before Start.
