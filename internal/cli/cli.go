@@ -32,10 +32,6 @@ type Config struct {
 	Daemon string
 	// DaemonLog is where its output goes; "" means /var/log/hyper/hyperd.log.
 	DaemonLog string
-
-	// Doctor checks the host, prints what it found, and says whether all is
-	// well. Nil leaves the command doctor out.
-	Doctor func(ctx context.Context, out io.Writer) (ok bool, err error)
 }
 
 // app is what the commands work with.

@@ -97,9 +97,6 @@ func (a *app) root(args []string) *cobra.Command {
 		}
 	}
 	for _, v := range all {
-		if v.name == "doctor" && a.Doctor == nil {
-			continue
-		}
 		c := v.make(a)
 		c.GroupID = v.group
 		root.AddCommand(c)

@@ -83,7 +83,7 @@ func lastError(err error) error {
 // serves. served is asked once, with the lock held, whether another hyper has
 // done so meanwhile.
 func (d *Dialer) start(ctx context.Context, served func() bool) error {
-	program, err := d.program()
+	program, err := d.Find()
 	if err != nil {
 		return err
 	}
@@ -116,7 +116,8 @@ func (d *Dialer) start(ctx context.Context, served func() bool) error {
 }
 
 // program is the path of hyperd.
-func (d *Dialer) program() (string, error) {
+// Find returns the path of the daemon's program.
+func (d *Dialer) Find() (string, error) {
 	if d.Program != "" {
 		return d.Program, nil
 	}
