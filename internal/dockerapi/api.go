@@ -47,7 +47,7 @@ type Containers interface {
 // a reference in familiar form, an ID or a unique prefix of one.
 type Images interface {
 	Pull(ctx context.Context, ref string, o image.PullOptions) (image.Image, error)
-	Push(ctx context.Context, ref string, o image.PushOptions) error
+	Push(ctx context.Context, ref string, o image.PullOptions) error
 	Load(ctx context.Context, r io.Reader, progress func(image.Progress)) ([]image.Image, error)
 	Save(ctx context.Context, refs []string, w io.Writer) error
 	Import(ctx context.Context, r io.Reader, ref string, changes []string, message string) (image.Image, error)
@@ -56,10 +56,11 @@ type Images interface {
 	Tag(ctx context.Context, src, ref string) error
 	// Remove untags nameOrID, and deletes the image with its last name.
 	Remove(ctx context.Context, nameOrID string, force bool, inUse image.InUse) ([]image.Removed, error)
-	// Prune removes images without a name, with all every image not in use.
-	Prune(ctx context.Context, all bool, inUse image.InUse) ([]image.Removed, int64, error)
+	// Prune removes those that want of the images without a name, with all of
+	// every image not in use.
+	Prune(ctx context.Context, all bool, want func(*image.Image) bool, inUse image.InUse) ([]image.Removed, int64, error)
 	// History is what made an image, the last step first.
-	History(ctx context.Context, nameOrID string) ([]image.HistoryEntry, error)
+	History(ctx context.Context, img *image.Image) ([]image.HistoryEntry, error)
 }
 
 // Info is what the daemon says about itself and its host.

@@ -29,6 +29,11 @@ import (
 	"github.com/hyper-run/hyper/internal/pod"
 )
 
+var (
+	_ Images     = (*image.Store)(nil)
+	_ Containers = (*pod.Set)(nil)
+)
+
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // A world is a served API over fakes, and a client of it.

@@ -11,7 +11,6 @@ import (
 
 	"github.com/containerd/errdefs"
 	"github.com/containerd/platforms"
-	"github.com/distribution/reference"
 	units "github.com/docker/go-units"
 	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/mount"
@@ -97,16 +96,10 @@ func (c *call) createRequest() (*container.CreateRequest, error) {
 	return &req, nil
 }
 
-// imageFor finds the image of a create request. The docker CLI pulls and
+// imageFor finds the image of a create request. The docker CLI pulls it and
 // tries again when it gets 404.
 func (a *api) imageFor(c *call, name string) (image.Image, error) {
 	img, err := a.Images.Resolve(c.ctx(), name)
-	if errdefs.IsNotFound(err) {
-		if named, parseErr := reference.ParseNormalizedNamed(name); parseErr == nil {
-			name = reference.FamiliarString(reference.TagNameOnly(named))
-		}
-		return img, notFound("No such image: %s", name)
-	}
 	if err != nil {
 		return img, err
 	}

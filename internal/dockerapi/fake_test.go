@@ -14,6 +14,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -363,7 +364,7 @@ func (s *fakeSet) Attach(ctx context.Context, ref string, o pod.AttachOptions) e
 	case <-ended:
 		return nil
 	case err := <-broken:
-		if errors.Is(err, os.ErrClosed) || errors.Is(err, io.ErrClosedPipe) {
+		if errors.Is(err, os.ErrClosed) || errors.Is(err, io.ErrClosedPipe) || errors.Is(err, syscall.EPIPE) {
 			<-ended
 			return nil
 		}

@@ -52,7 +52,7 @@ func (f *fakeImages) Resolve(_ context.Context, name string) (image.Image, error
 			return img, nil
 		}
 	}
-	return image.Image{}, notFound("No such image: %s", name)
+	return image.Image{}, notFound("No such image: %s", familiar(name))
 }
 
 func (f *fakeImages) Pull(_ context.Context, ref string, o image.PullOptions) (image.Image, error) {
@@ -62,6 +62,7 @@ func (f *fakeImages) Pull(_ context.Context, ref string, o image.PullOptions) (i
 	if o.Auth != nil {
 		f.auth, _ = o.Auth("registry.test")
 	}
+	o.Progress(image.Progress{ID: "1", Action: "Pulling from x"})
 	o.Progress(image.Progress{ID: "0123456789ab", Action: "Pulling fs layer"})
 	o.Progress(image.Progress{ID: "0123456789ab", Action: "Downloading", Current: 10, Total: 100})
 	o.Progress(image.Progress{ID: "0123456789ab", Action: "Downloading", Current: 20, Total: 100})
@@ -69,9 +70,7 @@ func (f *fakeImages) Pull(_ context.Context, ref string, o image.PullOptions) (i
 		return image.Image{}, errdefs.ErrUnavailable.WithMessage("connection reset")
 	}
 	o.Progress(image.Progress{ID: "0123456789ab", Action: "Pull complete"})
-	if img, err := f.Resolve(context.Background(), ref); err == nil {
-		return img, nil
-	}
+	o.Progress(image.Progress{Action: "Status: Downloaded newer image for " + familiar(ref)})
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	img := testImage(familiar(ref))
@@ -79,13 +78,13 @@ func (f *fakeImages) Pull(_ context.Context, ref string, o image.PullOptions) (i
 	return img, nil
 }
 
-func (f *fakeImages) Push(_ context.Context, _ string, o image.PushOptions) error {
+func (f *fakeImages) Push(_ context.Context, _ string, o image.PullOptions) error {
 	o.Progress(image.Progress{ID: "0123456789ab", Action: "Pushing", Current: 1, Total: 2})
 	o.Progress(image.Progress{ID: "0123456789ab", Action: "Pushed"})
 	return nil
 }
 
-func (f *fakeImages) Load(_ context.Context, r io.Reader, _ func(image.Progress)) ([]image.Image, error) {
+func (f *fakeImages) Load(_ context.Context, r io.Reader, report func(image.Progress)) ([]image.Image, error) {
 	tag, err := io.ReadAll(r)
 	if err != nil {
 		return nil, err
@@ -93,6 +92,8 @@ func (f *fakeImages) Load(_ context.Context, r io.Reader, _ func(image.Progress)
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.images = append(f.images, testImage(string(tag)))
+	report(image.Progress{ID: "0123456789ab", Action: "Extracting"})
+	report(image.Progress{Action: "Loaded image: " + string(tag)})
 	return f.images[len(f.images)-1:], nil
 }
 
@@ -102,7 +103,7 @@ func (f *fakeImages) Save(_ context.Context, refs []string, w io.Writer) error {
 }
 
 func (f *fakeImages) Import(ctx context.Context, r io.Reader, ref string, _ []string, _ string) (image.Image, error) {
-	images, err := f.Load(ctx, io.MultiReader(strings.NewReader(ref), io.LimitReader(r, 0)), nil)
+	images, err := f.Load(ctx, io.MultiReader(strings.NewReader(ref), io.LimitReader(r, 0)), func(image.Progress) {})
 	if err != nil {
 		return image.Image{}, err
 	}
@@ -140,11 +141,11 @@ func (f *fakeImages) Remove(ctx context.Context, name string, _ bool, inUse imag
 	return []image.Removed{{Untagged: name}, {Deleted: img.ID.String()}}, nil
 }
 
-func (f *fakeImages) Prune(ctx context.Context, all bool, inUse image.InUse) ([]image.Removed, int64, error) {
+func (f *fakeImages) Prune(ctx context.Context, all bool, want func(*image.Image) bool, inUse image.InUse) ([]image.Removed, int64, error) {
 	images, _ := f.List(ctx)
 	var out []image.Removed
 	for _, img := range images {
-		if len(inUse(img.ID)) == 0 && (all || len(img.RepoTags) == 0) {
+		if want(&img) && len(inUse(img.ID)) == 0 && (all || len(img.RepoTags) == 0) {
 			r, err := f.Remove(ctx, img.ID.String(), true, inUse)
 			if err != nil {
 				return nil, 0, err
@@ -155,11 +156,7 @@ func (f *fakeImages) Prune(ctx context.Context, all bool, inUse image.InUse) ([]
 	return out, int64(len(out)), nil
 }
 
-func (f *fakeImages) History(ctx context.Context, name string) ([]image.HistoryEntry, error) {
-	img, err := f.Resolve(ctx, name)
-	if err != nil {
-		return nil, err
-	}
+func (f *fakeImages) History(_ context.Context, img *image.Image) ([]image.HistoryEntry, error) {
 	h := img.Config.History[0]
 	return []image.HistoryEntry{{Created: *h.Created, CreatedBy: h.CreatedBy, Comment: h.Comment, Size: 3 << 20}}, nil
 }

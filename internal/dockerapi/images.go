@@ -19,7 +19,7 @@ import (
 	"github.com/hyper-run/hyper/internal/image"
 )
 
-// summary is Docker's, with what it had before 1.44.
+// imageSummary is Docker's, with what it had before 1.44.
 type imageSummary struct {
 	dockerimage.Summary
 	VirtualSize int64 `json:",omitempty"`
@@ -40,15 +40,19 @@ func (a *api) listImages(c *call) error {
 	if images, err = a.filterImages(c, images, f); err != nil {
 		return err
 	}
+	return c.json(http.StatusOK, c.withVirtualSize(a.imageSummaries(c, images)))
+}
+
+func (c *call) withVirtualSize(summaries []dockerimage.Summary) []imageSummary {
 	out := []imageSummary{}
-	for _, s := range a.imageSummaries(c, images) {
+	for _, s := range summaries {
 		old := imageSummary{Summary: s}
 		if c.before(44) {
 			old.VirtualSize = s.Size
 		}
 		out = append(out, old)
 	}
-	return c.json(http.StatusOK, out)
+	return out
 }
 
 // filterImages keeps the images that f wants, newest first. Of one chosen by
@@ -156,11 +160,12 @@ func (a *api) inspectImage(c *call) error {
 	}
 	out := struct {
 		*dockerimage.InspectResponse
-		VirtualSize   int64  `json:",omitempty"`
-		Parent        string `json:",omitempty"`
-		DockerVersion string `json:",omitempty"`
+		VirtualSize int64 `json:",omitempty"`
+		// Before 1.52 these were there even when empty.
+		Parent, DockerVersion, Container *string `json:",omitempty"`
+		Author, Comment                  *string `json:",omitempty"`
 	}{InspectResponse: &dockerimage.InspectResponse{
-		ID: img.ID.String(), RepoTags: notNil(img.RepoTags), RepoDigests: notNil(img.RepoDigests), Author: img.Config.Author,
+		ID: img.ID.String(), RepoTags: notNil(img.RepoTags), RepoDigests: notNil(img.RepoDigests),
 		Config: &raw.Config, Architecture: img.Config.Architecture, Variant: img.Config.Variant, Os: img.Config.OS, OsVersion: img.Config.OSVersion,
 		Size: img.Size, GraphDriver: &storage.DriverData{Name: driverName, Data: map[string]string{}},
 		RootFS: dockerimage.RootFS{Type: img.Config.RootFS.Type},
@@ -168,11 +173,17 @@ func (a *api) inspectImage(c *call) error {
 	if !img.Created.IsZero() || c.before(44) {
 		out.Created = img.Created.UTC().Format(time.RFC3339Nano)
 	}
-	if h := img.Config.History; len(h) > 0 {
-		out.Comment = h[len(h)-1].Comment
-	}
 	for _, id := range img.Layers() {
 		out.RootFS.Layers = append(out.RootFS.Layers, id.String())
+	}
+	if author := img.Config.Author; author != "" || c.before(52) {
+		out.Author = &author
+	}
+	if comment := lastComment(img); comment != "" || c.before(52) {
+		out.Comment = &comment
+	}
+	if c.before(52) {
+		out.Parent, out.DockerVersion, out.Container = new(string), new(string), new(string)
 	}
 	if c.before(44) {
 		out.VirtualSize = img.Size
@@ -181,6 +192,13 @@ func (a *api) inspectImage(c *call) error {
 		out.Descriptor = &img.Manifest
 	}
 	return c.json(http.StatusOK, out)
+}
+
+func lastComment(img image.Image) string {
+	if h := img.Config.History; len(h) > 0 {
+		return h[len(h)-1].Comment
+	}
+	return ""
 }
 
 func (a *api) tagImage(c *call) error {
@@ -287,14 +305,11 @@ func (a *api) pruneImages(c *call) error {
 	for _, img := range chosen {
 		candidates[img.ID.String()] = img
 	}
-	inUse := a.inUse()
-	removed, freed, err := a.Images.Prune(c.ctx(), !danglingOnly, func(id digest.Digest) []image.Use {
-		_, ok := candidates[id.String()]
-		if !ok {
-			return []image.Use{{}} // not to be pruned
-		}
-		return inUse(id)
-	})
+	want := func(img *image.Image) bool {
+		_, ok := candidates[img.ID.String()]
+		return ok
+	}
+	removed, freed, err := a.Images.Prune(c.ctx(), !danglingOnly, want, a.inUse())
 	if err != nil {
 		return err
 	}
@@ -306,7 +321,7 @@ func (a *api) imageHistory(c *call) error {
 	if err != nil {
 		return err
 	}
-	steps, err := a.Images.History(c.ctx(), img.ID.String())
+	steps, err := a.Images.History(c.ctx(), &img)
 	if err != nil {
 		return err
 	}

@@ -2,6 +2,7 @@ package dockerapi
 
 import (
 	"net/http"
+	"net/netip"
 	"os"
 	"runtime"
 	"syscall"
@@ -74,21 +75,24 @@ func (a *api) info(c *call) error {
 	}
 	out := system.Info{
 		ID: in.ID, Name: in.Name, ServerVersion: in.Version, Debug: in.Debug,
-		Images: len(images), Driver: driverName, DriverStatus: in.Status,
+		Images: len(images), Driver: driverName, DriverStatus: append([][2]string{}, in.Status...),
 		Plugins: system.PluginsInfo{
-			Volume: []string{}, Network: []string{"bridge", "null"}, Log: []string{"json-file", "none"},
+			Volume: []string{}, Network: []string{"bridge", "null"}, Authorization: []string{}, Log: []string{"json-file", "none"},
 		},
 		MemoryLimit: true, SwapLimit: true, CPUCfsPeriod: true, CPUCfsQuota: true, CPUShares: true, CPUSet: true, PidsLimit: true,
 		IPv4Forwarding: true, NFd: openFiles(), NGoroutines: runtime.NumGoroutine(), NEventsListener: a.Events.Subscribers(),
 		SystemTime: time.Now().Format(time.RFC3339Nano), LoggingDriver: "json-file", CgroupDriver: "none", CgroupVersion: "2",
 		KernelVersion: in.KernelVersion, OperatingSystem: in.OperatingSystem, OSVersion: in.OSVersion, OSType: "linux", Architecture: machine(),
 		IndexServerAddress: indexServer,
-		RegistryConfig:     &registry.ServiceConfig{IndexConfigs: map[string]*registry.IndexInfo{"docker.io": {Name: "docker.io", Mirrors: []string{}, Secure: true, Official: true}}, Mirrors: []string{}},
-		NCPU:               in.CPUs, MemTotal: in.MemoryBytes, DockerRootDir: in.Root, Labels: []string{},
+		RegistryConfig: &registry.ServiceConfig{
+			InsecureRegistryCIDRs: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8"), netip.MustParsePrefix("::1/128")}, Mirrors: []string{},
+			IndexConfigs: map[string]*registry.IndexInfo{"docker.io": {Name: "docker.io", Mirrors: []string{}, Secure: true, Official: true}},
+		},
+		NCPU: in.CPUs, MemTotal: in.MemoryBytes, DockerRootDir: in.Root, Labels: []string{},
 		Runtimes: map[string]system.RuntimeWithStatus{"hyper": {}}, DefaultRuntime: "hyper",
 		Swarm:              swarm.Info{LocalNodeState: swarm.LocalNodeStateInactive},
 		LiveRestoreEnabled: true, InitBinary: "hyperstart", SecurityOptions: []string{"name=seccomp,profile=builtin", "name=vm"},
-		CDISpecDirs: []string{}, Warnings: in.Warnings,
+		CDISpecDirs: []string{}, Warnings: notNil(in.Warnings),
 	}
 	for _, ct := range a.Containers.List(pod.Filter{All: true}) {
 		out.Containers++
@@ -128,7 +132,7 @@ func openFiles() int {
 // beside the newer form unless "verbose" is given.
 type legacyDiskUsage struct {
 	LayersSize int64
-	Images     []dockerimage.Summary
+	Images     []imageSummary
 	Containers []container.Summary
 	Volumes    []volume.Volume
 	BuildCache []build.CacheRecord
@@ -152,7 +156,7 @@ func (a *api) diskUsage(c *call) error {
 		case system.ImageObject:
 			usage.ImageUsage, err = a.imageUsage(c)
 			if err == nil {
-				legacy.Images, legacy.LayersSize = usage.ImageUsage.Items, usage.ImageUsage.TotalSize
+				legacy.Images, legacy.LayersSize = c.withVirtualSize(usage.ImageUsage.Items), usage.ImageUsage.TotalSize
 			}
 		case system.VolumeObject:
 			usage.VolumeUsage = &volume.DiskUsage{}

@@ -3,9 +3,8 @@ package dockerapi
 import (
 	"cmp"
 	"encoding/json"
-	"fmt"
-	"io"
 	"net/http"
+	"regexp"
 	"strings"
 	"sync"
 	"time"
@@ -23,12 +22,15 @@ import (
 // progressInterval is how often the progress of one layer is sent.
 const progressInterval = 100 * time.Millisecond
 
+// layerID tells a layer's progress, which redraws its line, from what is said
+// of a tag.
+var layerID = regexp.MustCompile(`^[0-9a-f]{12}$`)
+
 // A progress writes a transfer's progress as Docker's clients read it. The
 // answer begins with its first line: what fails before is an ordinary error.
 // Safe for concurrent use.
 type progress struct {
-	c     *call
-	first []any // sent before the first line
+	c *call
 
 	mu   sync.Mutex
 	out  *lines
@@ -52,7 +54,7 @@ func (p *progress) report(s image.Progress) {
 	}
 	p.sent[s.ID] = sentProgress{s.Action, time.Now()}
 	m := jsonstream.Message{ID: s.ID, Status: s.Action}
-	if s.ID != "" {
+	if layerID.MatchString(s.ID) {
 		m.Progress = &jsonstream.Progress{Current: s.Current, Total: s.Total}
 	}
 	p.writeLocked(m)
@@ -67,15 +69,17 @@ func (p *progress) write(v any) {
 func (p *progress) writeLocked(v any) {
 	if p.out == nil {
 		p.out = p.c.lines("application/json")
-		for _, line := range p.first {
-			_ = p.out.write(line)
-		}
 	}
 	_ = p.out.write(v) // a client that is gone ends the transfer through its context
 }
 
-func (p *progress) status(format string, args ...any) {
-	p.write(jsonstream.Message{Status: fmt.Sprintf(format, args...)})
+// begin sends the answer's head if nothing was reported.
+func (p *progress) begin() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.out == nil {
+		p.out = p.c.lines("application/json")
+	}
 }
 
 // fail reports err as the last line, or as the answer when there was none.
@@ -105,19 +109,13 @@ func (a *api) createImage(c *call) error {
 		return err
 	}
 	name := reference.FamiliarString(ref)
-	before, _ := a.Images.Resolve(c.ctx(), name) // zero when it is new
-	p := &progress{c: c, first: []any{jsonstream.Message{Status: "Pulling from " + reference.Path(ref), ID: tagOf(ref)}}}
+	p := &progress{c: c}
 	img, err := a.Images.Pull(c.ctx(), ref.String(), image.PullOptions{Platform: c.form.Get("platform"), Auth: auth, Progress: p.report})
 	if err != nil {
 		return p.fail(err)
 	}
 	a.imageEvent("pull", name, name, img)
-	p.status("Digest: %s", img.Manifest.Digest)
-	if img.Manifest.Digest == before.Manifest.Digest {
-		p.status("Status: Image is up to date for %s", name)
-	} else {
-		p.status("Status: Downloaded newer image for %s", name)
-	}
+	p.begin()
 	return nil
 }
 
@@ -193,7 +191,7 @@ func (a *api) importImage(c *call) error {
 		return err
 	}
 	a.imageEvent("import", img.ID.String(), cmp.Or(name, img.ID.String()), img)
-	(&progress{c: c}).status("%s", img.ID)
+	(&progress{c: c}).write(jsonstream.Message{Status: img.ID.String()})
 	return nil
 }
 
@@ -217,14 +215,13 @@ func (a *api) pushImage(c *call) error {
 	name := reference.FamiliarString(ref)
 	img, err := a.Images.Resolve(c.ctx(), name)
 	if err != nil {
-		return notFound("An image does not exist locally with the tag: %s", reference.FamiliarName(ref))
+		return err
 	}
-	p := &progress{c: c, first: []any{jsonstream.Message{Status: "The push refers to repository [" + ref.Name() + "]"}}}
-	if err := a.Images.Push(c.ctx(), ref.String(), image.PushOptions{Auth: auth, Progress: p.report}); err != nil {
+	p := &progress{c: c}
+	if err := a.Images.Push(c.ctx(), ref.String(), image.PullOptions{Auth: auth, Progress: p.report}); err != nil {
 		return p.fail(err)
 	}
 	a.imageEvent("push", name, name, img)
-	p.status("%s: digest: %s size: %d", tagOf(ref), img.Manifest.Digest, img.Manifest.Size)
 	aux, err := json.Marshal(map[string]any{"Tag": tagOf(ref), "Digest": img.Manifest.Digest, "Size": img.Manifest.Size})
 	if err != nil {
 		return p.fail(err)
@@ -235,26 +232,22 @@ func (a *api) pushImage(c *call) error {
 
 func (a *api) loadImages(c *call) error {
 	p := &progress{c: c}
-	report := p.report
-	if c.flag("quiet", true) {
-		report = nil
-	}
-	images, err := a.Images.Load(c.ctx(), c.r.Body, report)
+	quiet := c.flag("quiet", true)
+	images, err := a.Images.Load(c.ctx(), c.r.Body, func(s image.Progress) {
+		switch {
+		case s.ID == "": // what was loaded
+			p.write(jsonstream.Message{Stream: s.Action + "\n"})
+		case !quiet:
+			p.report(s)
+		}
+	})
 	for _, img := range images {
 		a.imageEvent("load", img.ID.String(), img.ID.String(), img)
-		for _, tag := range img.RepoTags {
-			p.write(jsonstream.Message{Stream: "Loaded image: " + tag + "\n"})
-		}
-		if len(img.RepoTags) == 0 {
-			p.write(jsonstream.Message{Stream: "Loaded image ID: " + img.ID.String() + "\n"})
-		}
 	}
 	if err != nil {
 		return p.fail(err)
 	}
-	if len(images) == 0 {
-		return invalid("the archive holds no image")
-	}
+	p.begin()
 	return nil
 }
 
@@ -285,5 +278,3 @@ func (w lateWriter) Write(p []byte) (int, error) {
 	}
 	return w.c.w.Write(p)
 }
-
-var _ io.Writer = lateWriter{}
