@@ -1,0 +1,29 @@
+// Command hyperd is the daemon: Docker's Engine API, images, pods, networks.
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/hyper-run/hyper/internal/hyperd"
+)
+
+// version is set by the build.
+var version = "dev"
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+	defer stop()
+	cfg, err := hyperd.ParseArgs(os.Args[1:], os.Stderr)
+	if err != nil {
+		os.Exit(2) // ParseArgs has said why
+	}
+	cfg.Version = version
+	if err := hyperd.Run(ctx, cfg, hyperd.Parts{}); err != nil {
+		fmt.Fprintln(os.Stderr, "hyperd: cannot run:", err)
+		os.Exit(1)
+	}
+}
