@@ -113,6 +113,7 @@ type Config struct {
 
 type api struct {
 	Config
+	server string // the Server header
 }
 
 // New returns the handler of the API. It hijacks connections, so it must be
@@ -121,5 +122,5 @@ func New(c Config) http.Handler {
 	if c.Log == nil {
 		c.Log = slog.Default()
 	}
-	return &api{c}
+	return &api{c, "Hyper/" + c.Info().Version + " (linux)"}
 }

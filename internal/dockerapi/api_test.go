@@ -168,6 +168,7 @@ func TestErrorsHaveDockersStatusAndMessage(t *testing.T) {
 		{"GET", "/volumes/zz", "", 404, "get zz: no such volume"},
 		{"POST", "/images/create?fromImage=scratch&tag=latest", "", 403, "'scratch' is a reserved name"},
 		{"POST", "/images/create?fromImage=absent&tag=latest", "", 404, "manifest for docker.io/library/absent:latest not found"},
+		{"POST", "/images/load?platform=linux/arm64", "", 501, "the platform option of image load is not supported yet: images here have one platform"},
 		{"POST", "/images/nginx/tag?repo=UPPER", "", 400, "invalid reference format: repository name (library/UPPER) must be lowercase"},
 	} {
 		res, body := w.do(t, tt.method, tt.path, tt.body)

@@ -144,13 +144,11 @@ func (a *api) imageSummaries(c *call, images []image.Image) []dockerimage.Summar
 
 func notNil(s []string) []string { return append([]string{}, s...) }
 
-// resolveImage finds an image for a request that names one.
-func (a *api) resolveImage(c *call) (image.Image, error) {
-	return a.Images.Resolve(c.ctx(), c.name)
-}
-
 func (a *api) inspectImage(c *call) error {
-	img, err := a.resolveImage(c)
+	if err := c.noPlatform("inspect"); err != nil {
+		return err
+	}
+	img, err := a.Images.Resolve(c.ctx(), c.name)
 	if err != nil {
 		return err
 	}
@@ -212,7 +210,7 @@ func (a *api) tagImage(c *call) error {
 	if reference.FamiliarName(ref) == string(digest.Canonical) {
 		return invalid("refusing to create an ambiguous tag using digest algorithm as name")
 	}
-	img, err := a.resolveImage(c)
+	img, err := a.Images.Resolve(c.ctx(), c.name)
 	if err != nil {
 		return err
 	}
@@ -255,7 +253,10 @@ func (a *api) removeImage(c *call) error {
 	if strings.TrimSpace(c.name) == "" {
 		return invalid("image name cannot be blank")
 	}
-	img, err := a.resolveImage(c)
+	if err := c.noPlatform("remove"); err != nil {
+		return err
+	}
+	img, err := a.Images.Resolve(c.ctx(), c.name)
 	if err != nil {
 		return err
 	}
@@ -317,7 +318,7 @@ func (a *api) pruneImages(c *call) error {
 }
 
 func (a *api) imageHistory(c *call) error {
-	img, err := a.resolveImage(c)
+	img, err := a.Images.Resolve(c.ctx(), c.name)
 	if err != nil {
 		return err
 	}

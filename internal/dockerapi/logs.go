@@ -45,14 +45,13 @@ func (a *api) logs(c *call) error {
 	c.begin(contentType, http.StatusOK)
 	c.flush()
 	out := bufio.NewWriterSize(c.w, 64<<10)
-	defer out.Flush()
 	w := logWriter{out: out, mux: !tty, timestamps: c.flag("timestamps", false), details: c.flag("details", false)}
 	for rec, err := range records {
 		if err == nil {
 			err = w.write(rec)
 		} else if !tty && c.ctx().Err() == nil {
 			_, _ = writeFrame(out, stdcopy.Systemerr, []byte(err.Error()))
-			return nil
+			return out.Flush()
 		}
 		if err != nil {
 			return err
@@ -64,7 +63,7 @@ func (a *api) logs(c *call) error {
 			c.flush()
 		}
 	}
-	return nil
+	return out.Flush()
 }
 
 type logWriter struct {

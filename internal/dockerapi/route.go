@@ -129,7 +129,7 @@ func notInSwarm(*api, *call) error {
 // ServeHTTP implements http.Handler.
 func (a *api) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	h := w.Header()
-	h.Set("Server", "Hyper/"+a.Info().Version+" (linux)")
+	h.Set("Server", a.server)
 	h.Set("Api-Version", MaxVersion)
 	h.Set("Docker-Experimental", "false")
 	h.Set("Ostype", "linux")

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -126,7 +127,7 @@ func (s *session) pump(client io.Reader) {
 		in = term.NewEscapeProxy(client, s.keys)
 	}
 	_, err := io.Copy(s.stdinPipe, in)
-	if _, detached := err.(term.EscapeError); detached {
+	if errors.As(err, new(term.EscapeError)) {
 		s.stdinPipe.CloseWithError(err)
 		s.cancel()
 	} else {

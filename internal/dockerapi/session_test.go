@@ -330,6 +330,56 @@ func TestExecResizesAndDetaches(t *testing.T) {
 	}
 }
 
+// cliRuns are what the docker client is run with, one after the other.
+var cliRuns = []struct {
+	args string
+	in   string
+	out  string // exact, or with a leading "~" contained in stdout and stderr together
+	code int
+}{
+	{"run --rm nginx", "", "from image\n", 0},
+	{"run --rm --entrypoint exit nginx 42", "", "", 42},
+	{"run -i --rm --entrypoint cat nginx", "typed\n", "typed\n", 0},
+	{"run --rm --entrypoint ghost nginx", "", `~Error response from daemon: start container`, 127},
+	{"run -p 80:80 nginx", "", "~HostConfig.PortBindings is not supported yet", 125},
+	{"run -v /tmp:/x nginx", "", "~HostConfig.Binds is not supported yet", 125},
+	{"run --rm --memory 64m --cpus 1 --read-only --tmpfs /t --init --cap-add NET_ADMIN --ulimit nofile=10:20 --annotation run.hyper.kernel=/k nginx echo hi", "", "hi\n", 0},
+	{"run -d --name bg --entrypoint sleep nginx", "", "~", 0},
+	{"ps --format {{.Names}}|{{.Image}}|{{.Command}}|{{.Status}}|{{.Ports}}|{{.Networks}}", "", "bg|nginx|\"sleep\"|Up Less than a second|80/tcp|bridge\nruns|nginx|\"sleep 'two words'\"|Up Less than a second|80/tcp|bridge\n", 0},
+	{"exec bg exit 7", "", "", 7},
+	{"exec -i bg cat", "to exec", "to exec", 0},
+	{"exec bg ghost", "", "~executable file not found in $PATH", 127},
+	{"inspect --format {{.State.Status}}|{{.Config.Image}}|{{.NetworkSettings.IPAddress}}|{{.Hyper.vm.accel}} bg", "", "running|nginx|172.30.0.2|tcg\n", 0},
+	{"top bg", "", "~nginx -g daemon off;", 0},
+	{"stats --no-stream --format {{.Name}}|{{.CPUPerc}}|{{.MemUsage}}|{{.NetIO}}|{{.BlockIO}}|{{.PIDs}} bg", "", "bg|25.00%|32MiB / 128MiB|1kB / 2kB|1.05MB / 2.1MB|3\n", 0},
+	{"stop bg", "", "bg\n", 0},
+	{"wait bg", "", "137\n", 0},
+	{"start bg", "", "bg\n", 0},
+	{"restart bg", "", "bg\n", 0},
+	{"pause bg", "", "bg\n", 0},
+	{"unpause bg", "", "bg\n", 0},
+	{"kill bg", "", "bg\n", 0},
+	{"rename bg fg", "", "", 0},
+	{"rm -f fg", "", "fg\n", 0},
+	{"run --name both --entrypoint both nginx", "", "to out\n", 0},
+	{"logs -t --tail 1 both", "", "~2023-11-14T22:13:20.000000005Z to err", 0},
+	{"pull new:1", "", "~Status: Downloaded newer image for new:1", 0},
+	{"run --rm pulled:1 echo x", "", "~x\n", 0},
+	{"images --format {{.Repository}}:{{.Tag}}|{{.Size}} nginx", "", "nginx:latest|3.15MB\n", 0},
+	{"tag nginx again:1", "", "", 0},
+	{"history --format {{.CreatedBy}} nginx", "", "ADD / # nginx:latest\n", 0},
+	{"rmi nginx", "", "~unable to remove repository reference", 1},
+	{"version --format {{.Server.Version}}", "", "0.1\n", 0},
+	{"info --format {{.Driver}}|{{.ServerVersion}}", "", "erofs+overlay|0.1\n", 0},
+	{"system df --format {{.Type}}|{{.TotalCount}}|{{.Active}}", "", "Images|3|1\nContainers|2|1\nLocal Volumes|0|0\nBuild Cache|0|0\n", 0},
+	{"network ls --format {{.Name}}|{{.Driver}}", "", "bridge|bridge\nnone|null\n", 0},
+	{"volume ls -q", "", "", 0},
+	{"container prune -f", "", "~Total reclaimed space: 8.192kB", 0},
+	{"events --since 1 --until 1s --filter event=rename --format {{.Action}}", "", "~", 0},
+	{"node ls", "", "~This node is not a swarm manager", 1},
+	{"build -", "FROM x", "~not supported yet", 1},
+}
+
 // The real docker client, when there is one.
 func TestDockerCLI(t *testing.T) {
 	docker, err := exec.LookPath("docker")
@@ -339,54 +389,7 @@ func TestDockerCLI(t *testing.T) {
 	w := newWorld(t)
 	w.run(t, "runs", "sleep", "two words")
 	dir := t.TempDir()
-	for _, tt := range []struct {
-		args string
-		in   string
-		out  string // exact, or with a leading "~" contained in stdout and stderr together
-		code int
-	}{
-		{"run --rm nginx", "", "from image\n", 0},
-		{"run --rm --entrypoint exit nginx 42", "", "", 42},
-		{"run -i --rm --entrypoint cat nginx", "typed\n", "typed\n", 0},
-		{"run --rm --entrypoint ghost nginx", "", `~Error response from daemon: start container`, 127},
-		{"run -p 80:80 nginx", "", "~HostConfig.PortBindings is not supported yet", 125},
-		{"run -v /tmp:/x nginx", "", "~HostConfig.Binds is not supported yet", 125},
-		{"run --rm --memory 64m --cpus 1 --read-only --tmpfs /t --init --cap-add NET_ADMIN --ulimit nofile=10:20 --annotation run.hyper.kernel=/k nginx echo hi", "", "hi\n", 0},
-		{"run -d --name bg --entrypoint sleep nginx", "", "~", 0},
-		{"ps --format {{.Names}}|{{.Image}}|{{.Command}}|{{.Status}}|{{.Ports}}|{{.Networks}}", "", "bg|nginx|\"sleep\"|Up Less than a second|80/tcp|bridge\nruns|nginx|\"sleep 'two words'\"|Up Less than a second|80/tcp|bridge\n", 0},
-		{"exec bg exit 7", "", "", 7},
-		{"exec -i bg cat", "to exec", "to exec", 0},
-		{"exec bg ghost", "", "~executable file not found in $PATH", 127},
-		{"inspect --format {{.State.Status}}|{{.Config.Image}}|{{.NetworkSettings.IPAddress}}|{{.Hyper.vm.accel}} bg", "", "running|nginx|172.30.0.2|tcg\n", 0},
-		{"top bg", "", "~nginx -g daemon off;", 0},
-		{"stats --no-stream --format {{.Name}}|{{.CPUPerc}}|{{.MemUsage}}|{{.NetIO}}|{{.BlockIO}}|{{.PIDs}} bg", "", "bg|25.00%|32MiB / 128MiB|1kB / 2kB|1.05MB / 2.1MB|3\n", 0},
-		{"stop bg", "", "bg\n", 0},
-		{"wait bg", "", "137\n", 0},
-		{"start bg", "", "bg\n", 0},
-		{"restart bg", "", "bg\n", 0},
-		{"pause bg", "", "bg\n", 0},
-		{"unpause bg", "", "bg\n", 0},
-		{"kill bg", "", "bg\n", 0},
-		{"rename bg fg", "", "", 0},
-		{"rm -f fg", "", "fg\n", 0},
-		{"run --name both --entrypoint both nginx", "", "to out\n", 0},
-		{"logs -t --tail 1 both", "", "~2023-11-14T22:13:20.000000005Z to err", 0},
-		{"pull new:1", "", "~Status: Downloaded newer image for new:1", 0},
-		{"run --rm pulled:1 echo x", "", "~x\n", 0},
-		{"images --format {{.Repository}}:{{.Tag}}|{{.Size}} nginx", "", "nginx:latest|3.15MB\n", 0},
-		{"tag nginx again:1", "", "", 0},
-		{"history --format {{.CreatedBy}} nginx", "", "ADD / # nginx:latest\n", 0},
-		{"rmi nginx", "", "~unable to remove repository reference", 1},
-		{"version --format {{.Server.Version}}", "", "0.1\n", 0},
-		{"info --format {{.Driver}}|{{.ServerVersion}}", "", "erofs+overlay|0.1\n", 0},
-		{"system df --format {{.Type}}|{{.TotalCount}}|{{.Active}}", "", "Images|3|1\nContainers|2|1\nLocal Volumes|0|0\nBuild Cache|0|0\n", 0},
-		{"network ls --format {{.Name}}|{{.Driver}}", "", "bridge|bridge\nnone|null\n", 0},
-		{"volume ls -q", "", "", 0},
-		{"container prune -f", "", "~Total reclaimed space: 8.192kB", 0},
-		{"events --since 1 --until 1s --filter event=rename --format {{.Action}}", "", "~", 0},
-		{"node ls", "", "~This node is not a swarm manager", 1},
-		{"build -", "FROM x", "~not supported yet", 1},
-	} {
+	for _, tt := range cliRuns {
 		cmd := exec.CommandContext(t.Context(), docker, append([]string{"-H", "unix://" + w.sock}, strings.Fields(tt.args)...)...)
 		cmd.Env = append(os.Environ(), "DOCKER_CONFIG="+dir, "DOCKER_BUILDKIT=0")
 		cmd.Stdin = strings.NewReader(tt.in)

@@ -119,6 +119,14 @@ func (a *api) createImage(c *call) error {
 	return nil
 }
 
+// noPlatform refuses to choose a platform where images have only one.
+func (c *call) noPlatform(what string) error {
+	if c.form.Get("platform") == "" && c.form.Get("platforms") == "" {
+		return nil
+	}
+	return errdefs.ErrNotImplemented.WithMessage("the platform option of image " + what + " is not supported yet: images here have one platform")
+}
+
 func pullReference(from, tag string) (reference.Named, error) {
 	ref, err := reference.ParseNormalizedNamed(strings.TrimSuffix(from, ":"))
 	if err != nil {
@@ -172,6 +180,9 @@ func (c *call) registryAuth(ref reference.Named) (func(host string) (image.Auth,
 }
 
 func (a *api) importImage(c *call) error {
+	if err := c.noPlatform("import"); err != nil {
+		return err
+	}
 	if src := c.form.Get("fromSrc"); src != "-" {
 		if src == "" {
 			return invalid("fromImage or fromSrc must be given")
@@ -196,6 +207,9 @@ func (a *api) importImage(c *call) error {
 }
 
 func (a *api) pushImage(c *call) error {
+	if err := c.noPlatform("push"); err != nil {
+		return err
+	}
 	ref, err := reference.ParseNormalizedNamed(c.name)
 	if err != nil {
 		return invalid("%v", err)
@@ -231,6 +245,9 @@ func (a *api) pushImage(c *call) error {
 }
 
 func (a *api) loadImages(c *call) error {
+	if err := c.noPlatform("load"); err != nil {
+		return err
+	}
 	p := &progress{c: c}
 	quiet := c.flag("quiet", true)
 	images, err := a.Images.Load(c.ctx(), c.r.Body, func(s image.Progress) {
@@ -252,6 +269,9 @@ func (a *api) loadImages(c *call) error {
 }
 
 func (a *api) saveImages(c *call) error {
+	if err := c.noPlatform("save"); err != nil {
+		return err
+	}
 	names := c.form["names"]
 	if c.name != "" {
 		names = []string{c.name}
