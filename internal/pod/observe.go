@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"iter"
 
+	"github.com/containerd/errdefs"
+
 	"github.com/hyper-run/hyper/internal/guest/wire"
 	"github.com/hyper-run/hyper/internal/logs"
 )
@@ -69,7 +71,7 @@ func (s *Set) Logs(ctx context.Context, ref string, o logs.ReadOptions) (iter.Se
 	}
 	sp := c.view().Spec
 	if sp.Log.Driver == "none" {
-		return nil, false, textError{"configured logging driver does not support reading", conflict}
+		return nil, false, textError{"configured logging driver does not support reading", errdefs.ErrNotImplemented}
 	}
 	var log *logs.Log
 	if r, err := c.running(); err == nil {

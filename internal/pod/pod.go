@@ -58,8 +58,8 @@ type Spec struct {
 	CapDrop       []string          `json:"capDrop,omitempty"`
 	NoNewPrivs    bool              `json:"noNewPrivs,omitempty"`
 	Seccomp       string            `json:"seccomp,omitempty"`     // "": default profile, "unconfined", or the profile's JSON (Docker's format)
-	MaskedPaths   []string          `json:"maskedPaths,omitempty"` // nil: the defaults
-	ReadonlyPaths []string          `json:"readonlyPaths,omitempty"`
+	MaskedPaths   []string          `json:"maskedPaths,omitzero"` // nil: the defaults
+	ReadonlyPaths []string          `json:"readonlyPaths,omitzero"`
 	Ulimits       []Ulimit          `json:"ulimits,omitempty"`
 	Sysctls       map[string]string `json:"sysctls,omitempty"`
 	OOMScoreAdj   int               `json:"oomScoreAdj,omitempty"`

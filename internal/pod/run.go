@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strconv"
 	"sync"
 	"time"
@@ -266,8 +267,8 @@ func (r *run) notify(e ending) {
 	c.notifyLocked(ExitStatus{Code: e.code, Error: e.detail}, WaitNotRunning, WaitNextExit)
 }
 
-// Wait returns a channel that gets the exit status once.
-func (s *Set) Wait(_ context.Context, ref string, cond WaitCondition) (<-chan ExitStatus, error) {
+// Wait returns a channel that gets the exit status once, unless ctx ends first.
+func (s *Set) Wait(ctx context.Context, ref string, cond WaitCondition) (<-chan ExitStatus, error) {
 	c, err := s.find(ref)
 	if err != nil {
 		return nil, err
@@ -280,6 +281,11 @@ func (s *Set) Wait(_ context.Context, ref string, cond WaitCondition) (<-chan Ex
 		return ch, nil
 	}
 	c.waiters = append(c.waiters, waiter{cond, ch})
+	context.AfterFunc(ctx, func() {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		c.waiters = slices.DeleteFunc(c.waiters, func(w waiter) bool { return w.ch == ch })
+	})
 	return ch, nil
 }
 
