@@ -20,8 +20,9 @@ import (
 )
 
 const (
-	attempts   = 6 // to fetch a blob, without getting any further between them
-	firstDelay = time.Second
+	attempts      = 6 // to fetch a layer, without getting any further between them
+	smallAttempts = 2
+	retryDelay    = time.Second // before the second attempt; it doubles
 )
 
 // Pull fetches an image from its registry, or what is missing of it, and gives
@@ -221,23 +222,38 @@ func (p *pull) fetchBlob(ctx context.Context, desc ocispec.Descriptor, m *meter)
 		}
 		return m.body(body), nil
 	})
-	delay, reached := firstDelay, int64(-1)
-	for try := 1; ; {
+	tries, try, delay := attempts, 1, p.store.retryDelay
+	if m == nil { // a manifest or a config
+		tries = smallAttempts
+	}
+	reached, restarted := int64(0), false
+	for {
+		before := p.store.ingested(ctx, ref)
 		err := remotes.Fetch(ctx, p.store.content, fetcher, desc)
 		switch {
 		case err == nil || errdefs.IsAlreadyExists(err):
 			return nil
 		case ctx.Err() != nil:
 			return context.Cause(ctx)
-		case errdefs.IsFailedPrecondition(err): // what is there is not what was asked for
-			abortErr := p.store.content.Abort(ctx, ref)
-			return kind(errors.Join(fmt.Errorf("filesystem layer verification failed for digest %s: %w", desc.Digest, err), ignoreNotFound(abortErr)), errdefs.ErrDataLoss)
+		case errdefs.IsFailedPrecondition(err): // what is there now is not what was asked for
+			if abortErr := p.store.content.Abort(ctx, ref); ignoreNotFound(abortErr) != nil {
+				return abortErr
+			}
+			if before > 0 && !restarted { // what was there before may have been the bad part
+				restarted, reached = true, 0
+				continue
+			}
+			return kind(fmt.Errorf("filesystem layer verification failed for digest %s: %w", desc.Digest, err), errdefs.ErrDataLoss)
+		case permanent(p.registry.explain(err)):
+			return err
 		}
-		explained := p.registry.explain(err)
-		if status, statusErr := p.store.content.Status(ctx, ref); statusErr == nil && status.Offset > reached {
-			reached, try, delay = status.Offset, 1, firstDelay
+		if now := p.store.ingested(ctx, ref); now > reached {
+			reached, try, delay = now, 1, p.store.retryDelay
 		}
-		if try++; try > attempts || permanent(explained) {
+		if try++; try > tries {
+			if errors.Is(err, io.ErrUnexpectedEOF) { // the registry is there and does not have all of it
+				err = kind(err, errdefs.ErrDataLoss)
+			}
 			return err
 		}
 		p.report(Progress{ID: short(desc.Digest), Action: fmt.Sprintf("Retrying in %d seconds", delay/time.Second)})
@@ -248,6 +264,15 @@ func (p *pull) fetchBlob(ctx context.Context, desc ocispec.Descriptor, m *meter)
 		}
 		delay *= 2
 	}
+}
+
+// ingested is how much of a blob has been fetched.
+func (s *Store) ingested(ctx context.Context, ref string) int64 {
+	status, err := s.content.Status(ctx, ref)
+	if err != nil {
+		return 0
+	}
+	return status.Offset
 }
 
 func ignoreNotFound(err error) error {

@@ -56,8 +56,9 @@ type Store struct {
 	records images.Store
 	leases  leases.Manager
 
-	fetches chan struct{}
-	unpacks chan struct{}
+	fetches    chan struct{}
+	unpacks    chan struct{}
+	retryDelay time.Duration
 
 	// mu is held for writing to change records and to collect garbage. A
 	// layer's way from the sink to a record is covered by pending.
@@ -72,7 +73,8 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 	if cfg.Concurrency == 0 {
 		cfg.Concurrency = defaultConcurrency
 	}
-	if err := os.MkdirAll(cfg.Dir, 0o700); err != nil {
+	// Garbage collection stops early where the directory of blobs is not there yet.
+	if err := os.MkdirAll(filepath.Join(cfg.Dir, "content", "blobs", "sha256"), 0o700); err != nil {
 		return nil, fmt.Errorf("open image store: %w", err)
 	}
 	blobs, err := local.NewStore(filepath.Join(cfg.Dir, "content"))
@@ -93,7 +95,7 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 		content: db.ContentStore(), records: metadata.NewImageStore(db), leases: metadata.NewLeaseManager(db),
 		fetches: make(chan struct{}, cfg.Concurrency),
 		unpacks: make(chan struct{}, max(2, runtime.GOMAXPROCS(0))),
-		pending: map[digest.Digest]int{},
+		pending: map[digest.Digest]int{}, retryDelay: retryDelay,
 	}, nil
 }
 
@@ -111,15 +113,17 @@ type discard struct{}
 func (discard) Write(p []byte) (int, error) { return len(p), nil }
 
 // slogDefault is whatever slog's default logger is when a message comes. A pull
-// that fails says so itself, so messages are one level less urgent than containerd has them.
+// that fails says so itself, so messages are two levels less urgent than containerd has them.
 type slogDefault struct{}
+
+const levels = 2 * (slog.LevelWarn - slog.LevelInfo)
 
 func (slogDefault) handler() slog.Handler { return slog.Default().Handler() }
 func (h slogDefault) Enabled(ctx context.Context, l slog.Level) bool {
-	return h.handler().Enabled(ctx, l-4)
+	return h.handler().Enabled(ctx, l-levels)
 }
 func (h slogDefault) Handle(ctx context.Context, r slog.Record) error {
-	r.Level -= 4
+	r.Level -= levels
 	return h.handler().Handle(ctx, r)
 }
 func (h slogDefault) WithAttrs(attrs []slog.Attr) slog.Handler { return h.handler().WithAttrs(attrs) }
