@@ -57,7 +57,7 @@ type Spec struct {
 	CapAdd        []string          `json:"capAdd,omitempty"`
 	CapDrop       []string          `json:"capDrop,omitempty"`
 	NoNewPrivs    bool              `json:"noNewPrivs,omitempty"`
-	Seccomp       string            `json:"seccomp,omitempty"`     // "": default profile, "unconfined", or the profile's JSON (Docker's format)
+	Seccomp       string            `json:"seccomp,omitempty"`    // "": default profile, "unconfined", or the profile's JSON (Docker's format)
 	MaskedPaths   []string          `json:"maskedPaths,omitzero"` // nil: the defaults
 	ReadonlyPaths []string          `json:"readonlyPaths,omitzero"`
 	Ulimits       []Ulimit          `json:"ulimits,omitempty"`
