@@ -127,7 +127,7 @@ func (s *Set) check(sp Spec) error {
 	}
 	if sp.Kernel != "" {
 		if _, err := s.cfg.Boot(sp.Kernel); err != nil {
-			return err
+			return textError{err.Error(), errdefs.ErrInvalidArgument} // not "not found": that is the image
 		}
 	}
 	_, err := ociSpec(sp, "", nil)

@@ -118,7 +118,7 @@ func (f *Flags) addHostFlags(fs *pflag.FlagSet) {
 	fs.Var(&f.logOpt, "log-opt", "Log driver options")
 	fs.Var(&f.sysctls, "sysctl", "Sysctl options")
 	fs.Var(&f.annotations, "annotation", "Add an annotation to the container (passed through to the OCI runtime)")
-	fs.StringVar(&f.kernel, "kernel", "", "Boot the container's VM with this kernel (path of a vmlinux or bzImage on the daemon's host)")
+	fs.StringVar(&f.kernel, "kernel", "", "Boot the container's VM with this kernel (path of a vmlinux or bzImage on the daemon's host, hyperkernel or stock)")
 	fs.BoolVar(&f.contentTrust, "disable-content-trust", true, "Skip image verification")
 	fs.Lookup("disable-content-trust").Hidden = true
 }
@@ -295,9 +295,12 @@ func (f *Flags) allAnnotations() (map[string]string, error) {
 	if f.kernel == "" {
 		return a, nil
 	}
-	path, err := filepath.Abs(f.kernel)
-	if err != nil {
-		return nil, fmt.Errorf("--kernel: %w", err)
+	path := f.kernel
+	if path != "hyperkernel" && path != "stock" { // these the daemon knows by name
+		var err error
+		if path, err = filepath.Abs(path); err != nil {
+			return nil, fmt.Errorf("--kernel: %w", err)
+		}
 	}
 	a[KernelAnnotation] = path
 	return a, nil
