@@ -172,7 +172,8 @@ func launch(ctx context.Context, program string, log *os.File) (pid int, err err
 	}
 	defer context.AfterFunc(ctx, func() { r.Close() })()
 	if n, _ := r.Read(make([]byte, 1)); n == 1 {
-		return cmd.Process.Pid, cmd.Process.Release()
+		pid := cmd.Process.Pid // before Release, which forgets it
+		return pid, cmd.Process.Release()
 	}
 	if ctx.Err() != nil {
 		return 0, ctx.Err()
