@@ -28,13 +28,12 @@ const module = "github.com/hyper-run/hyper"
 // hyperstartModules is all that runs in the guest besides the user's programs
 // and Go's standard library. It is short, and grows on purpose only.
 var hyperstartModules = []string{
-	"github.com/containerd/errdefs",
 	"github.com/containerd/log",
 	"github.com/containerd/ttrpc",
 	"github.com/hashicorp/yamux",
+	"github.com/moby/sys/user",
 	"github.com/opencontainers/runtime-spec",
-	"github.com/vishvananda/netlink",
-	"golang.org/x/net",
+	"github.com/sirupsen/logrus",
 	"golang.org/x/sys",
 	"google.golang.org/genproto/googleapis/rpc",
 	"google.golang.org/grpc",

@@ -98,7 +98,7 @@ func coldBoot(ctx context.Context, c config, d *daemon, image string) ([]row, er
 		if err != nil {
 			return nil, err
 		}
-		out, err := d.hyper(ctx, "inspect", "-f", "{{json .Hyper.VM}}", id)
+		out, err := d.hyper(ctx, "inspect", "-f", "{{json .Hyper.vm}}", id)
 		if err != nil {
 			return nil, err
 		}

@@ -23,7 +23,7 @@ cleanup() {
 	fi
 	# VMs outlive their hyperd; those of this one have its directory on their command line.
 	pids=$(grep -lsF "$work/" /proc/[0-9]*/cmdline | cut -d/ -f3 | grep -vx $$)
-	[[ -z $pids ]] || kill -9 $pids
+	[[ -z $pids ]] || kill -9 $pids 2>/dev/null
 	[[ -z $hyperd_pid ]] || hyperd "${flags[@]}" --remove-network >/dev/null
 	if ((status != 0)); then
 		echo "demo: did not work; the end of hyperd's log:" >&2
@@ -58,7 +58,7 @@ show hyper run -d --name web "$name"
 address=$(hyper inspect -f '{{.NetworkSettings.Networks.bridge.IPAddress}}' web)
 
 # The page from the host, as soon as nginx listens; then from inside the VM.
-show curl --silent --show-error --fail --retry 20 --retry-connrefused --retry-delay 1 --max-time 30 -o "$work/page" "http://$address/"
+show curl --silent --fail --retry 20 --retry-connrefused --retry-delay 1 --max-time 30 -o "$work/page" "http://$address/"
 grep -i '<title>' "$work/page"
 show hyper exec web uname -sr
 # The image has no HTTP client, but it has bash.
@@ -66,7 +66,7 @@ show hyper exec web bash -c 'exec 3<>/dev/tcp/127.0.0.1/80; printf "GET / HTTP/1
 grep -i '<title>' "$work/inside"
 
 show hyper ps
-show hyper inspect -f '{{json .Hyper.VM}}' web
+show hyper inspect -f '{{json .Hyper}}' web
 show hyper info
 show hyper stop web
 printf '\ndemo: all of that worked; everything is taken away again\n'
