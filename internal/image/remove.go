@@ -93,7 +93,7 @@ func (s *Store) recordsOf(ctx context.Context, img *Image) ([]images.Image, erro
 	}
 	var mine []images.Image
 	for _, r := range records {
-		of, err := s.read(ctx, r.Target)
+		of, err := s.remembered(ctx, r.Target)
 		if err != nil {
 			return nil, fmt.Errorf("image %s: %w", r.Name, err)
 		}

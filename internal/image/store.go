@@ -65,6 +65,8 @@ type Store struct {
 	mu        sync.RWMutex
 	pendingMu sync.Mutex
 	pending   map[digest.Digest]int
+
+	known sync.Map // by digest of the manifest: *Image without names
 }
 
 // Open opens the store in cfg.Dir, which one process can do at a time.
@@ -184,6 +186,7 @@ func (s *Store) hold(layers []digest.Digest) (release func()) {
 
 // collect removes blobs and layers that nothing needs, mu held for writing, and returns the bytes freed.
 func (s *Store) collect(ctx context.Context) (int64, error) {
+	s.known.Clear()
 	before, err := s.contentSize(ctx)
 	if err != nil {
 		return 0, err
@@ -241,12 +244,12 @@ func (s *Store) list(ctx context.Context) ([]Image, error) {
 	}
 	byID := map[digest.Digest]*Image{}
 	for _, r := range records {
-		img, err := s.read(ctx, r.Target)
+		img, err := s.remembered(ctx, r.Target)
 		if err != nil {
 			return nil, fmt.Errorf("image %s: %w", r.Name, err)
 		}
 		if byID[img.ID] == nil {
-			byID[img.ID] = img
+			byID[img.ID] = &img
 		}
 		byID[img.ID].addNames(r)
 	}
@@ -260,6 +263,19 @@ func (s *Store) list(ctx context.Context) ([]Image, error) {
 		return cmp.Or(b.Created.Compare(a.Created), cmp.Compare(a.ID, b.ID))
 	})
 	return all, nil
+}
+
+// remembered is read for images that have a record, which change in nothing but names.
+func (s *Store) remembered(ctx context.Context, target ocispec.Descriptor) (Image, error) {
+	if known, ok := s.known.Load(target.Digest); ok {
+		return *known.(*Image), nil
+	}
+	img, err := s.read(ctx, target)
+	if err != nil {
+		return Image{}, err
+	}
+	s.known.Store(target.Digest, img)
+	return *img, nil
 }
 
 // read makes an Image, without names, from its manifest.

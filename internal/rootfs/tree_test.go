@@ -4,6 +4,7 @@ import (
 	"archive/tar"
 	"bytes"
 	"crypto/sha256"
+	"errors"
 	"fmt"
 	"io"
 	"io/fs"
@@ -344,6 +345,24 @@ func TestFlatten(t *testing.T) {
 	again, err := s.Flatten(t.Context(), ids, opener())
 	if err != nil || again != path {
 		t.Errorf("second Flatten = %q, %v", again, err)
+	}
+}
+
+// TestDiskFull converts a layer that does not fit.
+func TestDiskFull(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("mounting needs root")
+	}
+	s, err := Open(mountAt(t, t.TempDir(), "-t", "tmpfs", "-o", "size=4m", "tmpfs"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	layer := layerOf(t, file("a", strings.Repeat("x", 8<<20)))
+	if err := s.AddLayer(t.Context(), digest.FromBytes(layer), bytes.NewReader(layer)); !errors.Is(err, unix.ENOSPC) {
+		t.Errorf("AddLayer = %v", err)
+	}
+	if left := leftovers(t, s); len(left) > 0 {
+		t.Errorf("left behind: %v", left)
 	}
 }
 
