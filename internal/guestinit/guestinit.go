@@ -18,6 +18,7 @@ import (
 	"runtime"
 	"runtime/debug"
 	"syscall"
+	"time"
 
 	"github.com/hyper-run/hyper/internal/guest/wire"
 	"github.com/hyper-run/hyper/internal/guestinit/device"
@@ -26,6 +27,11 @@ import (
 
 // PortName is the name of the virtio-serial port that leads to hyperd.
 const PortName = "hyper.guest"
+
+const (
+	portPatience = 10 * time.Second // for the port to show up
+	restAfter    = 2 * time.Second  // without a call memory goes back to the kernel
+)
 
 // Main is hyperstart: PID 1 of the VM, or of a container when its first
 // argument says so. It does not return. The caller has locked the main
@@ -53,7 +59,9 @@ func run(version string) error {
 	if err != nil {
 		return err
 	}
-	path, err := device.Port(context.Background(), PortName)
+	ctx, cancel := context.WithTimeout(context.Background(), portPatience)
+	defer cancel()
+	path, err := device.Port(ctx, PortName)
 	if err != nil {
 		return err
 	}
@@ -61,7 +69,8 @@ func run(version string) error {
 	if err != nil {
 		return err
 	}
-	return session.Serve(wire.ServeLink(port), s)
+	rest := time.AfterFunc(restAfter, debug.FreeOSMemory)
+	return session.Serve(wire.ServeLink(port), s, func() { rest.Reset(restAfter) })
 }
 
 // fatal is how hyperstart ends when it can't go on: it says why on the

@@ -22,7 +22,7 @@ type disks struct {
 }
 
 // diskPatience is how long a disk may take to show up after it was plugged in.
-const diskPatience = 10 * time.Second
+const diskPatience = 5 * time.Second
 
 func findDisks(ctx context.Context, r *wire.RootFS) (*disks, error) {
 	ctx, cancel := context.WithTimeout(ctx, diskPatience)

@@ -91,9 +91,34 @@ func (s *Service) Info(context.Context, *wire.InfoRequest) (*wire.InfoResponse, 
 	if err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &up); err != nil {
 		return nil, status.Errorf(codes.Internal, "read uptime: %v", err)
 	}
+	anon, descriptors, processes := usage()
 	return &wire.InfoResponse{
+		AnonBytes: anon, Descriptors: descriptors, Processes: processes,
 		Protocol: wire.Protocol, Version: s.version, KernelRelease: unix.ByteSliceToString(u.Release[:]),
 		MemTotalBytes: si.Totalram * uint64(si.Unit), Cpus: uint32(runtime.NumCPU()),
 		Containers: s.ids(), UptimeNanos: uint64(up.Nano()),
 	}, nil
+}
+
+// usage is what hyperstart itself holds. What can't be read is zero.
+func usage() (anon uint64, descriptors, processes uint32) {
+	b, _ := os.ReadFile("/proc/self/status")
+	for line := range strings.Lines(string(b)) {
+		if v, ok := strings.CutPrefix(line, "RssAnon:"); ok {
+			kib, _ := strconv.ParseUint(strings.Fields(v)[0], 10, 64)
+			anon = kib << 10
+		}
+	}
+	fds, _ := os.ReadDir("/proc/self/fd")
+	all, _ := os.ReadDir("/proc")
+	for _, e := range all {
+		if _, err := strconv.Atoi(e.Name()); err != nil {
+			continue
+		}
+		// Kernel threads have no program.
+		if _, err := os.Readlink("/proc/" + e.Name() + "/exe"); err == nil {
+			processes++
+		}
+	}
+	return anon, uint32(max(len(fds)-1, 0)), processes
 }

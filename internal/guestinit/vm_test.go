@@ -131,6 +131,7 @@ type vm struct {
 	started  time.Time
 	c        *guest.Client
 	nextExec int
+	root     *testing.T // the test that the VM lives as long as
 }
 
 // upper is the serial of the writable disk.
@@ -146,7 +147,7 @@ func startVM(t *testing.T) *vm {
 	if a.err != nil {
 		t.Fatal(a.err)
 	}
-	v := &vm{t: t, dir: t.TempDir(), exited: make(chan struct{})}
+	v := &vm{t: t, root: t, dir: t.TempDir(), exited: make(chan struct{})}
 	disk := filepath.Join(v.dir, "upper.ext4")
 	if err := run("cp", "--sparse=always", a.blank, disk); err != nil {
 		t.Fatal(err)
@@ -165,11 +166,12 @@ func (v *vm) boot(kernel, disk string) {
 	}
 	args := []string{"-M", machine, "-cpu", "max", "-accel", "tcg,thread=multi", "-m", "256", "-smp", "1",
 		"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
-		"-kernel", kernel, "-initrd", a.initrd, "-append", "console=ttyS0 quiet panic=-1",
+		"-kernel", kernel, "-initrd", a.initrd, "-append", "console=ttyS0 quiet panic=-1 tsc=reliable tsc_early_khz=" + tscKHz(),
 		"-serial", "file:" + v.console(),
 		"-device", "virtio-rng-" + bus, "-device", "virtio-serial-" + bus,
 		"-chardev", "socket,id=guest,path=" + v.socket() + ",server=on,wait=off",
-		"-device", "virtserialport,chardev=guest,name=hyper.guest"}
+		"-device", "virtserialport,chardev=guest,name=hyper.guest",
+		"-netdev", "user,id=net", "-device", "virtio-net-" + bus + ",netdev=net,mac=52:54:00:12:34:56"}
 	drive := func(id, path, options string) {
 		args = append(args, "-drive", fmt.Sprintf("id=%s,file=%s,if=none,format=raw%s", id, path, options),
 			"-device", fmt.Sprintf("virtio-blk-%s,drive=%s,serial=%s", bus, id, id))
@@ -198,6 +200,17 @@ func (v *vm) boot(kernel, disk string) {
 	v.connect()
 }
 
+// tscKHz is the rate of the counter that TCG passes through to the guest,
+// which can't calibrate it on a busy machine and then has no fine clock.
+func tscKHz() string {
+	b, _ := os.ReadFile("/proc/cpuinfo")
+	_, rest, _ := strings.Cut(string(b), "cpu MHz")
+	_, rest, _ = strings.Cut(rest, ":")
+	var mhz float64
+	fmt.Sscan(rest, &mhz)
+	return fmt.Sprint(int(mhz * 1000))
+}
+
 func (v *vm) console() string { return filepath.Join(v.dir, "console") }
 func (v *vm) socket() string  { return filepath.Join(v.dir, "guest") }
 
@@ -220,7 +233,8 @@ func (v *vm) connect() {
 	if v.c, err = guest.Dial(ctx, conn); err != nil {
 		v.t.Fatal(err)
 	}
-	v.t.Cleanup(func() { v.c.Close() })
+	c := v.c
+	v.root.Cleanup(func() { c.Close() })
 }
 
 func (v *vm) ctx() context.Context {

@@ -55,7 +55,7 @@ func New() *Guest {
 
 // Serve serves one connection until it breaks.
 func (g *Guest) Serve(conn io.ReadWriteCloser) error {
-	return session.Serve(wire.ServeLink(conn), g)
+	return session.Serve(wire.ServeLink(conn), g, func() {})
 }
 
 // Off is closed when the guest was told to shut down.

@@ -126,6 +126,9 @@ type InfoResponse struct {
 	Cpus          uint32                 `protobuf:"varint,5,opt,name=cpus,proto3" json:"cpus,omitempty"`
 	Containers    []string               `protobuf:"bytes,6,rep,name=containers,proto3" json:"containers,omitempty"`                       // ids of the containers there are
 	UptimeNanos   uint64                 `protobuf:"varint,7,opt,name=uptime_nanos,json=uptimeNanos,proto3" json:"uptime_nanos,omitempty"` // since the kernel booted
+	AnonBytes     uint64                 `protobuf:"varint,8,opt,name=anon_bytes,json=anonBytes,proto3" json:"anon_bytes,omitempty"`       // resident anonymous memory of hyperstart itself
+	Descriptors   uint32                 `protobuf:"varint,9,opt,name=descriptors,proto3" json:"descriptors,omitempty"`                    // that hyperstart has open
+	Processes     uint32                 `protobuf:"varint,10,opt,name=processes,proto3" json:"processes,omitempty"`                       // in the VM, with hyperstart, without the kernel's
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -205,6 +208,27 @@ func (x *InfoResponse) GetContainers() []string {
 func (x *InfoResponse) GetUptimeNanos() uint64 {
 	if x != nil {
 		return x.UptimeNanos
+	}
+	return 0
+}
+
+func (x *InfoResponse) GetAnonBytes() uint64 {
+	if x != nil {
+		return x.AnonBytes
+	}
+	return 0
+}
+
+func (x *InfoResponse) GetDescriptors() uint32 {
+	if x != nil {
+		return x.Descriptors
+	}
+	return 0
+}
+
+func (x *InfoResponse) GetProcesses() uint32 {
+	if x != nil {
+		return x.Processes
 	}
 	return 0
 }
@@ -2575,7 +2599,7 @@ var File_guest_proto protoreflect.FileDescriptor
 const file_guest_proto_rawDesc = "" +
 	"\n" +
 	"\vguest.proto\x12\x0ehyper.guest.v1\"\r\n" +
-	"\vInfoRequest\"\xea\x01\n" +
+	"\vInfoRequest\"\xc9\x02\n" +
 	"\fInfoResponse\x12\x1a\n" +
 	"\bprotocol\x18\x01 \x01(\rR\bprotocol\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\tR\aversion\x12%\n" +
@@ -2585,7 +2609,12 @@ const file_guest_proto_rawDesc = "" +
 	"\n" +
 	"containers\x18\x06 \x03(\tR\n" +
 	"containers\x12!\n" +
-	"\fuptime_nanos\x18\a \x01(\x04R\vuptimeNanos\"\x9e\x03\n" +
+	"\fuptime_nanos\x18\a \x01(\x04R\vuptimeNanos\x12\x1d\n" +
+	"\n" +
+	"anon_bytes\x18\b \x01(\x04R\tanonBytes\x12 \n" +
+	"\vdescriptors\x18\t \x01(\rR\vdescriptors\x12\x1c\n" +
+	"\tprocesses\x18\n" +
+	" \x01(\rR\tprocesses\"\x9e\x03\n" +
 	"\x10ConfigureRequest\x12\x1a\n" +
 	"\bhostname\x18\x01 \x01(\tR\bhostname\x12\x1e\n" +
 	"\n" +

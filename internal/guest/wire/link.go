@@ -39,6 +39,7 @@ const (
 	kindSYN    = 1 // host: drop what was, begin this session
 	kindSYNACK = 2 // guest: this session has begun
 	kindData   = 3
+	kindFIN    = 4 // guest: this session has ended
 )
 
 // errReplaced ends a session on the guest's side when the host began another.
@@ -181,14 +182,16 @@ func (c *linkConn) deliver(payload []byte) {
 	c.pending = nil
 }
 
-// end ends the session; the first reason stays.
-func (c *linkConn) end(err error) {
+// end ends the session; the first reason stays. first says that this is it.
+func (c *linkConn) end(err error) (first bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.err == nil {
-		c.err = err
-		c.cond.Broadcast()
+	if c.err != nil {
+		return false
 	}
+	c.err = err
+	c.cond.Broadcast()
+	return true
 }
 
 func (c *linkConn) ended() error {
@@ -229,7 +232,7 @@ func (c *linkConn) Write(p []byte) (int, error) {
 func (c *linkConn) writeFrame(kind byte, payload []byte) error {
 	c.wmu.Lock()
 	defer c.wmu.Unlock()
-	if err := c.ended(); err != nil {
+	if err := c.ended(); err != nil && kind != kindFIN {
 		return err
 	}
 	*c.wbuf = appendFrame((*c.wbuf)[:0], kind, c.session, payload)
@@ -240,10 +243,15 @@ func (c *linkConn) writeFrame(kind byte, payload []byte) error {
 	return nil
 }
 
+// Close ends the session. The host closes the byte stream with it; the guest,
+// which keeps it for the next session, tells the host.
 func (c *linkConn) Close() error {
-	c.end(net.ErrClosed)
+	first := c.end(net.ErrClosed)
 	if c.closeRW {
 		return c.rw.Close()
+	}
+	if first {
+		go c.writeFrame(kindFIN, nil) // waits as long as no host is there
 	}
 	return nil
 }
@@ -304,6 +312,8 @@ func (c *linkConn) receive(d *decoder) {
 		f, clean, err := d.next()
 		switch {
 		case err != nil:
+		case clean && f.kind == kindFIN && f.session == c.session:
+			err = errors.New("link: the guest has ended the session")
 		case !clean || f.kind != kindData || f.session != c.session:
 			err = errors.New("link: the guest sent what is no frame")
 		}

@@ -202,6 +202,25 @@ func TestLinkNewSessionEndsTheOld(t *testing.T) {
 	}
 }
 
+func TestGuestEndsTheSession(t *testing.T) {
+	p := newPort()
+	defer p.Close()
+	l := ServeLink(p)
+	host := dial(t, p)
+	guest, err := l.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	guest.Close()
+	if _, err := host.Read(make([]byte, 1)); err == nil || err.Error() != "link: the guest has ended the session" {
+		t.Errorf("host: %v", err)
+	}
+	dial(t, p)
+	if _, err := l.Accept(); err != nil {
+		t.Fatal(err)
+	}
+}
+
 func TestDialLinkIsBoundedByContext(t *testing.T) {
 	host, guest := net.Pipe()
 	defer guest.Close()

@@ -23,6 +23,9 @@ func (g *Group) Set(r *specs.LinuxResources) error {
 			return err
 		}
 	}
+	if len(r.Devices) > 0 {
+		return g.allowDevices(r.Devices)
+	}
 	return nil
 }
 

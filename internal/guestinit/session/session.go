@@ -29,8 +29,9 @@ type contextKey struct{}
 // differs between sessions.
 func From(ctx context.Context) any { return ctx.Value(contextKey{}) }
 
-// Serve serves sessions until l ends, and returns why.
-func Serve(l net.Listener, h Handler) error {
+// Serve serves sessions until l ends, and returns why. It calls answered
+// after every call.
+func Serve(l net.Listener, h Handler, answered func()) error {
 	for {
 		conn, err := l.Accept()
 		if err != nil {
@@ -41,19 +42,23 @@ func Serve(l net.Listener, h Handler) error {
 			conn.Close()
 			return err
 		}
-		serveSession(mux, h)
+		serveSession(mux, h, answered)
 	}
 }
 
 // serveSession returns when the session has ended; calls that still run see
 // their context cancelled.
-func serveSession(mux *yamux.Session, h Handler) {
+func serveSession(mux *yamux.Session, h Handler, answered func()) {
 	defer mux.Close()
 	calls, err := mux.AcceptStream()
 	if err != nil {
 		return
 	}
-	server, err := ttrpc.NewServer()
+	server, err := ttrpc.NewServer(ttrpc.WithUnaryServerInterceptor(
+		func(ctx context.Context, u ttrpc.Unmarshaler, _ *ttrpc.UnaryServerInfo, call ttrpc.Method) (any, error) {
+			defer answered()
+			return call(ctx, u)
+		}))
 	if err != nil {
 		return
 	}
