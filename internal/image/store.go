@@ -45,7 +45,8 @@ const (
 	maxLayers   = 512
 )
 
-// A Store keeps images. It is safe for concurrent use. Names are held in
+// A Store keeps images. It is safe for concurrent use; what an Image it returns
+// points to is shared and must not be changed. Names are held in
 // records (containerd's images): one per tag or digest reference, and one
 // without a name for an image that lost its last tag.
 type Store struct {
