@@ -49,7 +49,7 @@ func run(version string) error {
 		return fmt.Errorf("hyperstart is PID 1 of a virtual machine, not a command")
 	}
 	// Idle memory counts more than speed here: there may be hundreds of VMs.
-	debug.SetGCPercent(50)
+	debug.SetGCPercent(30)
 	runtime.GOMAXPROCS(min(runtime.NumCPU(), 4))
 	m, err := boot()
 	if err != nil {
@@ -69,7 +69,10 @@ func run(version string) error {
 	if err != nil {
 		return err
 	}
-	rest := time.AfterFunc(restAfter, debug.FreeOSMemory)
+	rest := time.AfterFunc(restAfter, func() {
+		runtime.GC() // a pool's buffers go with the second collection
+		debug.FreeOSMemory()
+	})
 	return session.Serve(wire.ServeLink(port), s, func() { rest.Reset(restAfter) })
 }
 

@@ -14,7 +14,6 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"sync"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
@@ -27,8 +26,9 @@ import (
 //go:embed syscalls.txt
 var syscallTable string
 
-// numbers of the system calls of an architecture by name.
-var numbers = sync.OnceValue(func() map[uint32]map[string]uint32 {
+// numbers returns those of the system calls of each architecture by name. It
+// is not kept: profiles are compiled rarely.
+func numbers() map[uint32]map[string]uint32 {
 	m := map[uint32]map[string]uint32{unix.AUDIT_ARCH_X86_64: {}, unix.AUDIT_ARCH_I386: {}}
 	for line := range strings.Lines(syscallTable) {
 		f := strings.Fields(line)
@@ -39,7 +39,7 @@ var numbers = sync.OnceValue(func() map[uint32]map[string]uint32 {
 		}
 	}
 	return m
-})
+}
 
 // x32Bit marks the numbers of x32 calls, which have x86-64's architecture.
 const x32Bit = 0x40000000
@@ -67,10 +67,11 @@ func Compile(p *specs.LinuxSeccomp) ([]unix.SockFilter, uint, error) {
 	if err != nil {
 		return nil, 0, err
 	}
+	nrs := numbers()
 	a := new(assembler)
 	a.load(offArch)
 	for _, arch := range architectures(p.Architectures) {
-		rules, err := rulesFor(p, numbers()[arch])
+		rules, err := rulesFor(p, nrs[arch])
 		if err != nil {
 			return nil, 0, err
 		}

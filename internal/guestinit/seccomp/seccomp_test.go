@@ -100,9 +100,10 @@ func TestDefaultProfile(t *testing.T) {
 		}
 	}
 	// Every name of the profile that has no conditions is allowed.
+	nrs := numbers()[x64]
 	for _, sc := range p.Syscalls {
 		for _, name := range sc.Names {
-			nr, known := numbers()[x64][name]
+			nr, known := nrs[name]
 			if known && len(sc.Args) == 0 && sc.Action == specs.ActAllow {
 				if got := eval(t, prog, call{arch: x64, nr: nr}); got != allow {
 					t.Errorf("%s: got %#x", name, got)
@@ -200,7 +201,8 @@ func TestErrors(t *testing.T) {
 func TestSearch(t *testing.T) {
 	r := rand.New(rand.NewPCG(1, 2))
 	names := make([]string, 0, 500)
-	for n := range numbers()[x64] {
+	nrs := numbers()[x64]
+	for n := range nrs {
 		names = append(names, n)
 	}
 	for range 20 {
@@ -209,7 +211,7 @@ func TestSearch(t *testing.T) {
 		newest := uint32(0)
 		for range r.IntN(300) {
 			name := names[r.IntN(len(names))]
-			nr := numbers()[x64][name]
+			nr := nrs[name]
 			if _, dup := want[nr]; dup {
 				continue
 			}
