@@ -21,8 +21,8 @@ cleanup() {
 		kill "$hyperd_pid" 2>/dev/null
 		wait "$hyperd_pid" 2>/dev/null
 	fi
-	# VMs outlive their hyperd; those of this one have its directory on their command line.
-	pids=$(grep -lsF "$work/" /proc/[0-9]*/cmdline | cut -d/ -f3 | grep -vx $$)
+	# VMs outlive their hyperd; the output of those of this one goes to files in its directory.
+	pids=$(find /proc/[0-9]*/fd/1 -lname "$work/run/pods/*" 2>/dev/null | cut -d/ -f3)
 	[[ -z $pids ]] || kill -9 $pids 2>/dev/null
 	[[ -z $hyperd_pid ]] || hyperd "${flags[@]}" --remove-network >/dev/null
 	if ((status != 0)); then

@@ -49,7 +49,7 @@ func (a *api) create(c *call) error {
 	if err != nil {
 		return err
 	}
-	spec.ImageID = img.ID.String()
+	spec.ImageID, spec.Layers = img.ID.String(), img.Layers()
 	setHostDefaults(req.HostConfig)
 	if spec.Edge, err = json.Marshal(edgeRecord{req.Config, req.HostConfig}); err != nil {
 		return fmt.Errorf("record request: %w", err)

@@ -19,6 +19,7 @@ import (
 
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
+	"github.com/opencontainers/image-spec/identity"
 	"golang.org/x/sys/unix"
 
 	"github.com/hyper-run/hyper/boot"
@@ -228,6 +229,7 @@ func (d *daemon) openImages(ctx context.Context) (err error) {
 	}
 	d.images, err = image.Open(ctx, image.Config{
 		Dir: d.cfg.Layout.Images(), Sink: d.layers, HostsDir: d.cfg.HostsDir, Mirrors: d.cfg.Mirrors,
+		LayersInUse: d.layersInUse,
 	})
 	if err != nil {
 		return fmt.Errorf("open images: %w", err)
@@ -256,39 +258,56 @@ func (d *daemon) openPods(ctx context.Context, parts Parts) error {
 	d.pods = pod.New(pod.Config{
 		Layout: d.cfg.Layout, Store: durable, Runtime: runtime, Driver: d.driver,
 		Network: d.net, NetworkErr: d.netErr, Events: d.events, Log: d.log,
-		Layers: d.imageLayers, CreateDisk: d.layers.CreateDisk, Boot: bootFiles, DialGuest: guest.Dial,
+		Layers: d.layerDisks, CreateDisk: d.layers.CreateDisk, Boot: bootFiles, DialGuest: guest.Dial,
 		Accel: d.cfg.Accel, MemMiB: d.cfg.MemMiB, CPUs: d.cfg.CPUs, HostCPUs: hostCPUs(), StartTimeout: d.cfg.BootTimeout,
 	})
 	d.onClose(func() error { d.pods.Close(); return nil })
 	return d.pods.Adopt(ctx)
 }
 
-// imageLayers returns an image's layers as disks; when there are more than
-// max, merged into one.
-func (d *daemon) imageLayers(ctx context.Context, imageID string, max int) ([]pod.Layer, error) {
-	img, err := d.images.Resolve(ctx, imageID)
-	if err != nil {
-		return nil, err
+// layerDisks finds the layers of a container's image as disks; when there are
+// more than max, merged into one.
+func (d *daemon) layerDisks(ctx context.Context, sp pod.Spec, max int) ([]pod.Layer, error) {
+	if len(sp.Layers) > max {
+		return d.mergedLayers(ctx, sp)
 	}
-	diffs := img.Layers()
-	if len(diffs) > max {
-		path, err := d.layers.Flatten(ctx, diffs, func(diff digest.Digest) (io.ReadCloser, error) {
-			return d.images.LayerTar(ctx, &img, diff)
-		})
-		if err != nil {
-			return nil, fmt.Errorf("merge %d layers: %w", len(diffs), err)
-		}
-		return []pod.Layer{{ID: "m" + img.ID.Encoded()[:12], Path: path}}, nil
-	}
-	layers := make([]pod.Layer, len(diffs))
-	for i, diff := range diffs {
+	disks := make([]pod.Layer, len(sp.Layers))
+	for i, diff := range sp.Layers {
 		path, err := d.layers.Path(diff)
 		if err != nil {
 			return nil, err
 		}
-		layers[i] = pod.Layer{ID: "l" + diff.Encoded()[:12], Path: path}
+		disks[i] = pod.Layer{ID: "l" + diff.Encoded()[:12], Path: path}
 	}
-	return layers, nil
+	return disks, nil
+}
+
+func (d *daemon) mergedLayers(ctx context.Context, sp pod.Spec) ([]pod.Layer, error) {
+	path, err := d.layers.Flatten(ctx, sp.Layers, func(diff digest.Digest) (io.ReadCloser, error) {
+		img, err := d.images.Resolve(ctx, sp.ImageID)
+		if err != nil {
+			return nil, err
+		}
+		return d.images.LayerTar(ctx, &img, diff)
+	})
+	if err != nil {
+		return nil, err
+	}
+	return []pod.Layer{{ID: "m" + identity.ChainID(sp.Layers).Encoded()[:12], Path: path}}, nil
+}
+
+// layersInUse are the layers that containers need, whether or not an image
+// still has them.
+func (d *daemon) layersInUse() []digest.Digest {
+	if d.pods == nil {
+		return nil
+	}
+	var used []digest.Digest
+	for _, c := range d.pods.List(pod.Filter{All: true}) {
+		used = append(used, c.Spec.Layers...)
+		used = append(used, identity.ChainID(c.Spec.Layers))
+	}
+	return used
 }
 
 // listen makes the API's socket. The lock is held: a socket that is there

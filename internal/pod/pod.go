@@ -14,6 +14,8 @@ import (
 	"io"
 	"time"
 
+	"github.com/opencontainers/go-digest"
+
 	"github.com/hyper-run/hyper/internal/guest/wire"
 )
 
@@ -22,6 +24,7 @@ import (
 type Spec struct {
 	Image   string            `json:"image"`   // as the user named it
 	ImageID string            `json:"imageID"` // digest of the image's config
+	Layers  []digest.Digest   `json:"layers"`  // diffIDs of the image's layers, lowest first
 	Args    []string          `json:"args"`    // entrypoint and command
 	Env     []string          `json:"env"`     // NAME=value
 	Dir     string            `json:"dir,omitempty"`

@@ -47,9 +47,9 @@ type Config struct {
 	Events     *event.Bus
 	Log        *slog.Logger
 
-	// Layers makes the image's layers ready to be mounted, lowest first, in
-	// at most max disks.
-	Layers func(ctx context.Context, imageID string, max int) ([]Layer, error)
+	// Layers finds the container's image layers as disks, lowest first, and
+	// merges them into one when there are more than max.
+	Layers func(ctx context.Context, sp Spec, max int) ([]Layer, error)
 	// CreateDisk makes a writable disk at path, bytes large.
 	CreateDisk func(path string, bytes int64) error
 	// Boot chooses kernel and initrd; kernel "" means the default one.

@@ -80,7 +80,7 @@ func (b *bench) up() {
 	b.set = New(Config{
 		Layout: b.layout, Store: durable, Runtime: runtime, Driver: b.driver, Network: b.net, Events: new(event.Bus),
 		Log:        slog.New(slog.NewTextHandler(b.t.Output(), nil)),
-		Layers:     func(context.Context, string, int) ([]Layer, error) { return nil, nil },
+		Layers:     func(context.Context, Spec, int) ([]Layer, error) { return nil, nil },
 		CreateDisk: func(path string, _ int64) error { return os.WriteFile(path, nil, 0o600) },
 		Boot: func(kernel string) (BootFiles, error) {
 			if kernel != "" {

@@ -123,7 +123,7 @@ func (s *Set) prepare(ctx context.Context, c *container, m *machine) (vmm.Config
 	var boot BootFiles
 	var g errgroup.Group
 	g.Go(func() (err error) {
-		layers, err = s.cfg.Layers(ctx, sp.ImageID, maxLayerDisks)
+		layers, err = s.cfg.Layers(ctx, sp, maxLayerDisks)
 		return err
 	})
 	g.Go(func() (err error) {

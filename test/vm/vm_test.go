@@ -283,11 +283,11 @@ func (h *host) leave() error {
 // remains lists processes, directories and devices of this hyperd's pods.
 func (h *host) remains() []string {
 	var left []string
-	procs, _ := filepath.Glob("/proc/[0-9]*/cmdline")
-	for _, p := range procs {
-		cmd, _ := os.ReadFile(p)
-		if bytes.Contains(cmd, []byte("qemu-system")) && bytes.Contains(cmd, []byte(h.dir)) {
-			left = append(left, "process "+p+": "+string(bytes.ReplaceAll(cmd, []byte{0}, []byte(" "))))
+	// A VM's output goes to a file in its directory, whatever its command line says.
+	outputs, _ := filepath.Glob("/proc/[0-9]*/fd/1")
+	for _, fd := range outputs {
+		if to, _ := os.Readlink(fd); strings.HasPrefix(to, h.run+"/pods/") {
+			left = append(left, "process "+fd+" with "+to)
 		}
 	}
 	for _, pattern := range []string{h.run + "/pods/*", h.root + "/containers/*", "/sys/class/net/" + h.prefix + "[0-9a-f]*[0-9a-f]"} {
