@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/opencontainers/go-digest"
 	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/network"
 	"github.com/moby/moby/client"
@@ -127,7 +128,7 @@ func TestCreateTakesTheImagesDefaults(t *testing.T) {
 	got := ct.Spec
 	got.Edge = nil
 	want := pod.Spec{
-		Image: "nginx", ImageID: testImage("nginx:latest").ID.String(), Args: []string{"echo", "from image"}, Env: []string{"PATH=/bin", "LANG=C"},
+		Image: "nginx", ImageID: testImage("nginx:latest").ID.String(), Layers: layersOf("nginx:latest"), Args: []string{"echo", "from image"}, Env: []string{"PATH=/bin", "LANG=C"},
 		Dir: "/srv", Labels: map[string]string{"maker": "us"}, Network: "default", StopSignal: "SIGQUIT", ConsoleSize: [2]uint{24, 80},
 		DNSSearch: []string{}, DNSOptions: []string{},
 	}
@@ -159,7 +160,7 @@ func TestCreateMapsEveryHonouredField(t *testing.T) {
 	w.create(t, "web", cfg, host)
 	ct, _ := w.set.Get("web")
 	got := ct.Spec
-	got.Edge, got.ImageID = nil, ""
+	got.Edge, got.ImageID, got.Layers = nil, "", nil
 	want := pod.Spec{
 		Image: "nginx", Args: []string{"/e", "a", "b"}, Env: []string{"LANG=de", "PATH=/bin"}, Dir: "/w", User: "u:g", Groups: []string{"video"},
 		Labels: map[string]string{"l": "1", "maker": "us"}, Hostname: "h", Domainname: "d", ExtraHosts: []string{"a:1.2.3.4", "b:::1"}, DNS: []string{"9.9.9.9"},
@@ -209,4 +210,9 @@ func TestInspectEchoesTheRequestAndTheUpdate(t *testing.T) {
 	if err := json.Unmarshal(res.Raw, &extra); err != nil || extra.Hyper.VM.Accel != "tcg" || extra.Hyper.VM.BootTime != "812ms" {
 		t.Errorf("Hyper: %+v, %v in %s", extra, err, res.Raw)
 	}
+}
+
+func layersOf(ref string) []digest.Digest {
+	img := testImage(ref)
+	return img.Layers()
 }
