@@ -35,9 +35,8 @@ build:
 demo: deps build
 	test/demo.sh
 
-test: deps kernel build
-	test/lint.sh '$(STATICCHECK)'
-	go test $(RACE) -timeout 30m ./...
+test: check deps kernel build
+	HYPER_TEST_KERNEL=$(HYPER_CACHE)/kernel/hyperkernel/kernel go test $(RACE) -timeout 30m ./...
 
 check:
 	test/lint.sh '$(STATICCHECK)' '$(GOLANGCI_LINT)'

@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -88,34 +87,6 @@ func loadImage(ctx context.Context, d *daemon, archive string) (string, error) {
 		return "", fmt.Errorf("hyper load said %q", out)
 	}
 	return strings.Fields(name)[0], nil
-}
-
-// coldBoot is what hyperd measures: exec of QEMU to hyperstart answering.
-func coldBoot(ctx context.Context, c config, d *daemon, image string) ([]row, error) {
-	r := row{what: "cold boot, 128 MB: exec of QEMU to hyperstart answering", unit: "ms", limit: 1000}
-	for range c.n {
-		id, err := d.hyper(ctx, "run", "-d", "-m", "128m", image, "sleep", "1000")
-		if err != nil {
-			return nil, err
-		}
-		out, err := d.hyper(ctx, "inspect", "-f", "{{json .Hyper.vm}}", id)
-		if err != nil {
-			return nil, err
-		}
-		var vm struct{ BootTime string }
-		if err := json.Unmarshal([]byte(out), &vm); err != nil {
-			return nil, fmt.Errorf("inspect: %s: %w", out, err)
-		}
-		t, err := time.ParseDuration(vm.BootTime)
-		if err != nil {
-			return nil, err
-		}
-		r.values = append(r.values, milliseconds(t))
-		if _, err := d.hyper(ctx, "rm", "-f", id); err != nil {
-			return nil, err
-		}
-	}
-	return []row{r}, nil
 }
 
 func runTrue(ctx context.Context, c config, d *daemon, image string) ([]row, error) {
