@@ -54,7 +54,11 @@ func readRelease(path string) (string, error) {
 		return "", err
 	}
 	defer f.Close()
+	return parse(f)
+}
 
+// parse returns the release of the kernel whose bytes f holds.
+func parse(f io.ReaderAt) (string, error) {
 	var head [0x240]byte
 	n, err := f.ReadAt(head[:], 0)
 	if err != nil && err != io.EOF {
@@ -96,7 +100,7 @@ func bzImageRelease(f io.ReaderAt, head []byte) (string, error) {
 
 // vmlinuxRelease wants what QEMU's ELF loader wants: 64 bits and the note that
 // names the PVH entry (CONFIG_PVH).
-func vmlinuxRelease(f *os.File) (string, error) {
+func vmlinuxRelease(f io.ReaderAt) (string, error) {
 	e, err := elf.NewFile(f)
 	if err != nil {
 		return "", err
