@@ -116,9 +116,9 @@ func vmlinuxRelease(f io.ReaderAt) (string, error) {
 
 // hasPVH looks for the ELF note XEN_ELFNOTE_PHYS32_ENTRY.
 func hasPVH(e *elf.File) bool {
-	const physEntry, maxNotes = 18, 1 << 20
-	for _, p := range e.Progs {
-		if p.Type != elf.PT_NOTE || p.Filesz > maxNotes {
+	const physEntry, maxSegments, maxBytes = 18, 16, 1 << 20
+	for _, p := range e.Progs[:min(len(e.Progs), maxSegments)] {
+		if p.Type != elf.PT_NOTE || p.Filesz > maxBytes {
 			continue
 		}
 		b, err := io.ReadAll(p.Open())
