@@ -10,7 +10,9 @@ import (
 // version is set by the linker.
 var version = "dev"
 
-// The main goroutine stays on the main thread; see guestinit.Main.
-func init() { runtime.LockOSThread() }
+func init() {
+	runtime.LockOSThread() // the main goroutine stays on the main thread; see guestinit.Main
+	runtime.MemProfileRate = 0
+}
 
 func main() { guestinit.Main(version) }

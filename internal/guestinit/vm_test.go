@@ -16,6 +16,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/containerd/errdefs"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
 	"github.com/hyper-run/hyper/boot"
@@ -24,14 +25,16 @@ import (
 )
 
 // The tests of this package boot hyperstart in QEMU. HYPER_TEST_KERNEL is the
-// kernel, a vmlinux or bzImage; without it they are skipped.
-// HYPER_TEST_MACHINE is microvm (default) or q35.
+// kernel as boot.Kernels.Select takes it; without any kernel they are skipped.
+// HYPER_TEST_MACHINE is microvm (default for the HyperKernel) or q35.
 
 // artifacts are built once.
 type artifacts struct {
 	dir, initrd string
 	layers      []string
 	blank       string
+	kernel      boot.Kernel
+	machine     string
 	err         error
 }
 
@@ -45,21 +48,28 @@ var built = sync.OnceValue(func() (a artifacts) {
 
 func TestMain(m *testing.M) {
 	code := m.Run()
-	if a := built; os.Getenv("HYPER_TEST_KERNEL") != "" {
-		os.RemoveAll(a().dir)
-	}
+	os.RemoveAll(built().dir)
 	os.Exit(code)
 }
 
 func (a *artifacts) build() error {
+	name := os.Getenv("HYPER_TEST_KERNEL")
+	var err error
+	if a.kernel, err = boot.DefaultKernels().Select(name); err != nil {
+		return err
+	}
+	if a.machine = os.Getenv("HYPER_TEST_MACHINE"); a.machine == "" {
+		if a.machine = "microvm"; a.kernel.ModulesDir != "" {
+			a.machine = "q35"
+		}
+	}
 	hs := filepath.Join(a.dir, "hyperstart")
 	cmd := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w", "-o", hs, "github.com/hyper-run/hyper/cmd/hyperstart")
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return fmt.Errorf("build hyperstart: %w\n%s", err, out)
 	}
-	var err error
-	if a.initrd, err = boot.Initrd(a.dir, hs, boot.Kernel{}); err != nil {
+	if a.initrd, err = boot.Initrd(a.dir, hs, a.kernel); err != nil {
 		return err
 	}
 	if err := a.busyboxLayer(); err != nil {
@@ -139,11 +149,10 @@ const upper = "upper"
 
 func startVM(t *testing.T) *vm {
 	t.Helper()
-	kernel := os.Getenv("HYPER_TEST_KERNEL")
-	if kernel == "" {
-		t.Skip("HYPER_TEST_KERNEL is not set")
-	}
 	a := built()
+	if errdefs.IsNotFound(a.err) && os.Getenv("HYPER_TEST_KERNEL") == "" {
+		t.Skip(a.err)
+	}
 	if a.err != nil {
 		t.Fatal(a.err)
 	}
@@ -152,21 +161,21 @@ func startVM(t *testing.T) *vm {
 	if err := run("cp", "--sparse=always", a.blank, disk); err != nil {
 		t.Fatal(err)
 	}
-	v.boot(kernel, disk)
+	v.boot(disk)
 	return v
 }
 
-func (v *vm) boot(kernel, disk string) {
+func (v *vm) boot(disk string) {
 	v.t.Helper()
 	a := built()
 	bus := "device"
 	machine := "microvm,isa-serial=on,acpi=off"
-	if os.Getenv("HYPER_TEST_MACHINE") == "q35" {
+	if a.machine == "q35" {
 		bus, machine = "pci", "q35,usb=off,vmport=off,hpet=off,sata=off,smbus=off"
 	}
 	args := []string{"-M", machine, "-cpu", "max", "-accel", "tcg,thread=multi", "-m", "256", "-smp", "1",
 		"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
-		"-kernel", kernel, "-initrd", a.initrd, "-append", "console=ttyS0 quiet panic=-1 tsc=reliable tsc_early_khz=" + tscKHz(),
+		"-kernel", a.kernel.Path, "-initrd", a.initrd, "-append", "console=ttyS0 quiet panic=-1 tsc=reliable tsc_early_khz=" + tscKHz(),
 		"-serial", "file:" + v.console(),
 		"-device", "virtio-rng-" + bus, "-device", "virtio-serial-" + bus,
 		"-chardev", "socket,id=guest,path=" + v.socket() + ",server=on,wait=off",
