@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"os"
+	"strings"
 	"sync"
 	"syscall"
 
@@ -88,13 +89,19 @@ func checkSpec(spec *specs.Spec) error {
 		spec.Linux = &specs.Linux{}
 	}
 	l := spec.Linux
-	switch {
-	case spec.Hooks != nil:
-		return fmt.Errorf("hooks can't be run in a VM")
-	case len(l.UIDMappings)+len(l.GIDMappings) > 0:
-		return fmt.Errorf("user namespaces are not supported")
-	case l.Seccomp != nil && l.Seccomp.ListenerPath != "":
-		return fmt.Errorf("seccomp listeners are not supported")
+	for what, asked := range map[string]bool{
+		"hooks":                   spec.Hooks != nil,
+		"user namespaces":         len(l.UIDMappings)+len(l.GIDMappings) > 0,
+		"seccomp listeners":       l.Seccomp != nil && l.Seccomp.ListenerPath != "",
+		"time offsets":            len(l.TimeOffsets) > 0,
+		"personalities":           l.Personality != nil,
+		"mount labels":            l.MountLabel != "",
+		"Intel RDT":               l.IntelRdt != nil,
+		"shared root propagation": strings.TrimPrefix(l.RootfsPropagation, "r") != "private" && l.RootfsPropagation != "",
+	} {
+		if asked {
+			return fmt.Errorf("%s can't be had in a VM", what)
+		}
 	}
 	for _, ns := range l.Namespaces {
 		if ns.Path != "" {
@@ -102,6 +109,25 @@ func checkSpec(spec *specs.Spec) error {
 		}
 		if _, known := spaceFlags[ns.Type]; !known {
 			return fmt.Errorf("%s namespaces are not supported", ns.Type)
+		}
+	}
+	if spec.Process != nil {
+		return checkProcess(spec.Process)
+	}
+	return nil
+}
+
+// checkProcess is checkSpec for a process.
+func checkProcess(p *specs.Process) error {
+	for what, asked := range map[string]bool{
+		"AppArmor profiles": p.ApparmorProfile != "",
+		"SELinux labels":    p.SelinuxLabel != "",
+		"schedulers":        p.Scheduler != nil,
+		"I/O priorities":    p.IOPriority != nil,
+		"CPU affinities":    p.ExecCPUAffinity != nil,
+	} {
+		if asked {
+			return fmt.Errorf("%s can't be had in a VM", what)
 		}
 	}
 	return nil

@@ -47,6 +47,9 @@ func (s *Service) StartProcess(_ context.Context, r *wire.StartProcessRequest) (
 		if err := json.Unmarshal(r.Process, l.p); err != nil {
 			return nil, status.Errorf(codes.InvalidArgument, "start process: read process: %v", err)
 		}
+		if err := checkProcess(l.p); err != nil {
+			return nil, status.Errorf(codes.InvalidArgument, "start process: %v", err)
+		}
 	}
 	if l.p == nil || len(l.p.Args) == 0 {
 		return nil, status.Error(codes.InvalidArgument, "start process: no arguments")

@@ -33,6 +33,9 @@ func (g *Group) Set(r *specs.LinuxResources) error {
 func settings(r *specs.LinuxResources) ([]setting, error) {
 	var l []setting
 	add := func(file, value string) { l = append(l, setting{file, value}) }
+	if err := versionOne(r); err != nil {
+		return nil, err
+	}
 	if m := r.Memory; m != nil {
 		if err := memory(m, add); err != nil {
 			return nil, err
@@ -62,6 +65,24 @@ func settings(r *specs.LinuxResources) ([]setting, error) {
 		add(k, r.Unified[k])
 	}
 	return l, nil
+}
+
+// versionOne refuses what only version 1 could do.
+func versionOne(r *specs.LinuxResources) error {
+	m, c := r.Memory, r.CPU
+	for what, asked := range map[string]bool{
+		"network priorities":   r.Network != nil,
+		"RDMA limits":          len(r.Rdma) > 0,
+		"memory swappiness":    m != nil && m.Swappiness != nil,
+		"kernel memory":        m != nil && (m.Kernel != nil || m.KernelTCP != nil),
+		"no OOM killer":        m != nil && m.DisableOOMKiller != nil && *m.DisableOOMKiller,
+		"real-time scheduling": c != nil && (c.RealtimeRuntime != nil && *c.RealtimeRuntime != 0 || c.RealtimePeriod != nil && *c.RealtimePeriod != 0),
+	} {
+		if asked {
+			return fmt.Errorf("%s can't be had with cgroup v2", what)
+		}
+	}
+	return nil
 }
 
 // limit is "max" for what is below least.

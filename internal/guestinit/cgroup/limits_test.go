@@ -37,6 +37,7 @@ func TestSettings(t *testing.T) {
 			want: "io.weight=default 10000 io.max=254:0 rbps=5"},
 		{name: "unified", r: specs.LinuxResources{Unified: map[string]string{"memory.high": "9", "cpu.idle": "1"}},
 			want: "cpu.idle=1 memory.high=9"},
+		{name: "version 1", r: specs.LinuxResources{Memory: &specs.LinuxMemory{DisableOOMKiller: ptr(true)}}, err: "no OOM killer"},
 		{name: "unified that escapes", r: specs.LinuxResources{Unified: map[string]string{"../memory.max": "1"}}, err: "not a limit"},
 		{name: "unified that is no limit", r: specs.LinuxResources{Unified: map[string]string{"cgroup.kill": "1"}}, err: "not a limit"},
 	}
