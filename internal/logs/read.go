@@ -36,7 +36,8 @@ const maxRecord = 6*maxLine + 256
 // of that directory, needed only to follow; it may be nil.
 func Read(ctx context.Context, dir string, l *Log, o ReadOptions) iter.Seq2[Record, error] {
 	return func(yield func(Record, error) bool) {
-		if err := read(ctx, dir, l, o, yield); err != nil && !errors.Is(err, errStop) {
+		r := reading{dir: dir, log: l, o: o, yield: yield}
+		if err := r.run(ctx); err != nil && !errors.Is(err, errStop) {
 			yield(Record{}, err)
 		}
 	}
@@ -44,8 +45,17 @@ func Read(ctx context.Context, dir string, l *Log, o ReadOptions) iter.Seq2[Reco
 
 var errStop = errors.New("stop")
 
-func read(ctx context.Context, dir string, l *Log, o ReadOptions, yield func(Record, error) bool) error {
-	files, err := openFiles(dir)
+// A reading is one pass over a log.
+type reading struct {
+	dir   string
+	log   *Log
+	o     ReadOptions
+	yield func(Record, error) bool
+}
+
+func (r *reading) run(ctx context.Context) error {
+	o := r.o
+	files, err := openFiles(r.dir)
 	defer func() {
 		for _, f := range files {
 			f.Close()
@@ -60,24 +70,24 @@ func read(ctx context.Context, dir string, l *Log, o ReadOptions, yield func(Rec
 		}
 	}
 	for len(files) > 1 {
-		if err := readFile(ctx, files[0], o, yield, nil); err != nil {
+		if err := r.readFile(ctx, files[0], nil); err != nil {
 			return err
 		}
 		files[0].Close()
 		files = files[1:]
 	}
-	if !o.Follow || l == nil {
+	if !o.Follow || r.log == nil {
 		if len(files) == 0 {
 			return nil
 		}
-		return readFile(ctx, files[0], o, yield, nil)
+		return r.readFile(ctx, files[0], nil)
 	}
-	return follow(ctx, dir, l, files, o, yield)
+	return r.follow(ctx, files)
 }
 
 // follow reads the current file as it grows and changes over to the next when
 // it was rotated.
-func follow(ctx context.Context, dir string, l *Log, files []*os.File, o ReadOptions, yield func(Record, error) bool) error {
+func (r *reading) follow(ctx context.Context, files []*os.File) error {
 	var f *os.File
 	if len(files) > 0 {
 		f = files[0]
@@ -90,13 +100,13 @@ func follow(ctx context.Context, dir string, l *Log, files []*os.File, o ReadOpt
 	}()
 	for {
 		if f != nil {
-			if err := readFile(ctx, f, o, yield, l); err != nil {
+			if err := r.readFile(ctx, f, r.log); err != nil {
 				return err
 			}
-		} else if err := waitGrown(ctx, l.wait(), o); err != nil {
+		} else if err := waitGrown(ctx, r.log.wait(), r.o); err != nil {
 			return err
 		}
-		next, err := os.Open(Path(dir))
+		next, err := os.Open(Path(r.dir))
 		if errors.Is(err, os.ErrNotExist) {
 			return nil // removed
 		}
@@ -131,8 +141,9 @@ func waitGrown(ctx context.Context, grown <-chan struct{}, o ReadOptions) error 
 
 // readFile yields the records from f's position on. With l it waits for more
 // at the end, and returns nil once the file was rotated away.
-func readFile(ctx context.Context, f *os.File, o ReadOptions, yield func(Record, error) bool, l *Log) error {
-	r := bufio.NewReaderSize(f, 64<<10)
+func (r *reading) readFile(ctx context.Context, f *os.File, l *Log) error {
+	o := r.o
+	br := bufio.NewReaderSize(f, 64<<10)
 	var part []byte
 	for {
 		var grown <-chan struct{}
@@ -142,7 +153,7 @@ func readFile(ctx context.Context, f *os.File, o ReadOptions, yield func(Record,
 			// between is either read now or wakes the wait.
 			grown, done = l.wait(), isClosed(o.Done)
 		}
-		line, err := r.ReadSlice('\n')
+		line, err := br.ReadSlice('\n')
 		part = append(part, line...)
 		switch {
 		case len(part) > maxRecord:
@@ -161,7 +172,7 @@ func readFile(ctx context.Context, f *os.File, o ReadOptions, yield func(Record,
 		case err != nil:
 			return fmt.Errorf("read log: %w", err)
 		}
-		if err := emit(ctx, part, o, yield); err != nil {
+		if err := r.emit(ctx, part); err != nil {
 			return err
 		}
 		part = part[:0]
@@ -177,7 +188,8 @@ func isClosed(c <-chan struct{}) bool {
 	}
 }
 
-func emit(ctx context.Context, data []byte, o ReadOptions, yield func(Record, error) bool) error {
+func (r *reading) emit(ctx context.Context, data []byte) error {
+	o := r.o
 	rec, err := decode(data)
 	if err != nil {
 		return err
@@ -188,7 +200,7 @@ func emit(ctx context.Context, data []byte, o ReadOptions, yield func(Record, er
 	if !o.wants(rec) || rec.Time.Before(o.Since) {
 		return nil
 	}
-	if ctx.Err() != nil || !yield(rec, nil) {
+	if ctx.Err() != nil || !r.yield(rec, nil) {
 		return errStop
 	}
 	return nil

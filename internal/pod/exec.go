@@ -31,7 +31,6 @@ type exec struct {
 	exitCode *int
 	endedAt  time.Time
 	done     chan struct{} // closed when it has ended
-	stdin    io.Writer
 }
 
 // An execRecord is what is kept of a started exec, in the runtime store, so
@@ -305,8 +304,6 @@ func (e *exec) forgetGuest() {
 func (e *exec) wait() (*wire.WaitResponse, error) {
 	ctx, cancel := context.WithCancel(e.run.vm.ctx)
 	defer cancel()
-	stop := context.AfterFunc(ctx, func() {})
-	defer stop()
 	go func() {
 		select {
 		case <-e.run.vm.vm.Done():

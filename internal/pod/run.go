@@ -32,7 +32,6 @@ type run struct {
 	mu      sync.Mutex // guards what follows
 	stdin   io.WriteCloser
 	execs   map[string]*exec
-	stopped bool // somebody asked for the end
 }
 
 func newRun(c *container, m *machine, rr runRecord, log *logs.Log) *run {

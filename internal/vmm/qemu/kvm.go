@@ -130,8 +130,12 @@ func newProbeVM(device string) (_ *probeVM, err error) {
 		return nil, &os.PathError{Op: "open", Path: device, Err: err}
 	}
 	vm.files = append(vm.files, kvm)
-	if v, err := ioctl(kvm, kvmGetAPIVersion, 0); err != nil || v != kvmAPIVersion {
-		return nil, fmt.Errorf("it speaks version %d of its interface (%v)", v, err)
+	version, err := ioctl(kvm, kvmGetAPIVersion, 0)
+	if err != nil {
+		return nil, fmt.Errorf("it does not tell its version: %w", err)
+	}
+	if version != kvmAPIVersion {
+		return nil, fmt.Errorf("it speaks version %d of its interface", version)
 	}
 	machine, err := ioctl(kvm, kvmCreateVM, 0)
 	if err != nil {
