@@ -1,6 +1,7 @@
 package hyperd
 
 import (
+	"errors"
 	"flag"
 	"fmt"
 	"io"
@@ -105,6 +106,11 @@ func (c *Config) check(rest []string) (err error) {
 // findHyperstart returns the path of hyperstart.
 func (c *Config) findHyperstart() (string, error) {
 	if c.Hyperstart != "" {
+		// Not in the system's words: those would make a start end with 127,
+		// as if the container's program were missing.
+		if _, err := os.Stat(c.Hyperstart); errors.Is(err, os.ErrNotExist) {
+			return "", fmt.Errorf("hyperstart not found as %s (--hyperstart)", c.Hyperstart)
+		}
 		return c.Hyperstart, nil
 	}
 	var tried []string

@@ -122,6 +122,9 @@ func (r *run) wait() (ending, bool) {
 		if r.vm.ctx.Err() != nil {
 			return ending{}, false
 		}
+		if r.vm.dies() {
+			return r.died(), true
+		}
 		return ending{code: 255, detail: "lost the guest: " + x.err.Error(), at: time.Now()}, true
 	case <-r.vm.vm.Done():
 		return r.died(), true

@@ -97,20 +97,34 @@ func (m *machine) firstContact(ctx context.Context) (*guest.Client, error) {
 		return c, nil
 	}
 	se := &vmm.StartError{Err: err}
-	select {
-	case <-m.vm.Done():
+	cause := context.Cause(ctx)
+	switch {
+	case cause != nil && !errors.Is(cause, context.Canceled):
+		se.Err = cause
+	case m.dies():
 		exit := m.vm.Exit()
 		se.Err = fmt.Errorf("the virtual machine stopped before the guest answered: %s", describeExit(exit))
 		se.Stderr = exit.Stderr
-	default:
-		if cause := context.Cause(ctx); cause != nil && !errors.Is(cause, context.Canceled) {
-			se.Err = cause
-		}
 	}
 	i := m.rec.Info
 	se.Tried = fmt.Sprintf("%s on %s (%s), %d CPU, %d MiB, kernel %s (%s)", i.Machine, m.set.cfg.Driver.Name(), i.Accel, i.CPUs, i.MemMiB, i.Kernel, i.KernelName)
 	se.Console = m.console()
 	return nil, se
+}
+
+// deathTimeout is how long after its connections the end of a VMM may be seen.
+const deathTimeout = time.Second
+
+// dies says, once the guest is lost, whether that is because its VM ended.
+func (m *machine) dies() bool {
+	t := time.NewTimer(deathTimeout)
+	defer t.Stop()
+	select {
+	case <-m.vm.Done():
+		return true
+	case <-t.C:
+		return false
+	}
 }
 
 func describeExit(e vmm.Exit) string {

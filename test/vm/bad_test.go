@@ -1,0 +1,808 @@
+package vm
+
+import (
+	"archive/tar"
+	"bytes"
+	"compress/gzip"
+	"context"
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"io"
+	"io/fs"
+	"log"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/google/go-containerregistry/pkg/name"
+	"github.com/google/go-containerregistry/pkg/registry"
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/google/go-containerregistry/pkg/v1/empty"
+	"github.com/google/go-containerregistry/pkg/v1/mutate"
+	"github.com/google/go-containerregistry/pkg/v1/remote"
+	"github.com/google/go-containerregistry/pkg/v1/static"
+	"github.com/google/go-containerregistry/pkg/v1/types"
+)
+
+// another runs a second hyperd with flags of its own; until the end of the
+// test all helpers talk to it. prepare is called before it starts.
+func another(t *testing.T, prepare func(*host), flags ...string) *host {
+	t.Helper()
+	first := h
+	dir, err := os.MkdirTemp("", "hw")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	second := &host{
+		dir: dir, bin: first.bin, root: filepath.Join(dir, "root"), run: filepath.Join(dir, "run"),
+		prefix: "u" + first.prefix[1:], registry: first.registry, flags: first.flags,
+	}
+	if prepare != nil {
+		prepare(second)
+	}
+	if err := second.start(flags...); err != nil {
+		t.Fatal(err)
+	}
+	h = second
+	t.Cleanup(func() {
+		left := second.vms()
+		if err := second.leave(); err != nil {
+			t.Error("left behind: ", err)
+		}
+		if len(left) > 0 {
+			t.Error("left running: ", left)
+		}
+		h = first
+	})
+	return second
+}
+
+// vms lists the QEMUs of this hyperd by what they have open: no path is on
+// their command lines.
+func (h *host) vms() []string {
+	var found []string
+	fds, _ := filepath.Glob("/proc/[0-9]*/fd/[0-9]*")
+	seen := map[string]bool{}
+	for _, fd := range fds {
+		proc := filepath.Dir(filepath.Dir(fd))
+		if file, err := os.Readlink(fd); err != nil || !strings.HasPrefix(file, h.dir) || seen[proc] {
+			continue
+		}
+		seen[proc] = true
+		if exe, err := os.Readlink(proc + "/exe"); err == nil && strings.Contains(exe, "qemu") {
+			found = append(found, proc)
+		}
+	}
+	return found
+}
+
+// state lists what this hyperd keeps: its files but for databases, initrds and
+// blank disks, its containers, images and VMs.
+func (h *host) state(t *testing.T) string {
+	t.Helper()
+	var all []string
+	err := filepath.WalkDir(h.root, func(path string, d fs.DirEntry, err error) error {
+		rel, _ := filepath.Rel(h.root, path)
+		base := filepath.Base(rel)
+		switch {
+		case err != nil:
+			return err
+		case d.IsDir() && base != "content" && !strings.HasPrefix(rel, "images/content/ingest/"):
+			return nil // of a directory that is empty nobody is afraid
+		case strings.HasSuffix(base, ".db"), strings.HasPrefix(rel, "boot/"), strings.HasPrefix(base, "blank-"):
+			return nil
+		}
+		all = append(all, rel)
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	all = append(all, h.remains()...)
+	all = append(all, h.vms()...)
+	return strings.Join(all, "\n") + "\n" + must(t, "ps", "-aq") + "\n" + must(t, "images", "-aq")
+}
+
+// refused runs a command that has to end with code and say want, and to leave
+// everything as it was.
+func refused(t *testing.T, code int, want string, args ...string) result {
+	t.Helper()
+	before := h.settled(t)
+	r := hyper(t, args...)
+	if r.code != code || !strings.Contains(r.err, want) {
+		t.Errorf("hyper %s: exit code %d, want %d; stderr %q, want %q in it", strings.Join(args, " "), r.code, code, r.err, want)
+	}
+	if n := strings.Count(r.err, "hyper: "); n != 1 {
+		t.Errorf("hyper %s: %d error lines in %q", strings.Join(args, " "), n, r.err)
+	}
+	if after := h.settled(t); after != before {
+		t.Errorf("hyper %s: left behind:\n%s\nbefore:\n%s", strings.Join(args, " "), after, before)
+	}
+	return r
+}
+
+// settled is state once what VMs had is gone: that is given back after the
+// command has returned.
+func (h *host) settled(t *testing.T) string {
+	t.Helper()
+	running := len(strings.Fields(must(t, "ps", "-q")))
+	for end := time.Now().Add(5 * time.Second); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
+		pods, _ := filepath.Glob(h.run + "/pods/*")
+		taps, _ := filepath.Glob("/sys/class/net/" + h.prefix + "[0-9a-f]*[0-9a-f]")
+		if len(pods) == running && len(taps) == running {
+			break
+		}
+	}
+	return h.state(t)
+}
+
+// A badRegistry is a registry whose answers a test can change, and that
+// counts the bytes of blobs it sends.
+type badRegistry struct {
+	host string
+	mu   sync.Mutex
+	hook func(w http.ResponseWriter, r *http.Request) bool // true: it has answered
+	log  []string                                          // Range of each GET of a blob
+	sent int64
+}
+
+func newBadRegistry(t *testing.T) *badRegistry {
+	b := &badRegistry{}
+	inner := registry.New(registry.Logger(log.New(io.Discard, "", 0)))
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		b.mu.Lock()
+		hook := b.hook
+		b.mu.Unlock()
+		blob := r.Method == http.MethodGet && strings.Contains(r.URL.Path, "/blobs/")
+		if blob {
+			w = &countingWriter{w, b}
+			b.mu.Lock()
+			b.log = append(b.log, r.Header.Get("Range"))
+			b.mu.Unlock()
+		}
+		if hook != nil && hook(w, r) {
+			return
+		}
+		if !blob {
+			inner.ServeHTTP(w, r)
+			return
+		}
+		// The registry can't do "bytes=N-".
+		http.ServeContent(w, r, "", time.Time{}, bytes.NewReader(whole(inner, r)))
+	}))
+	t.Cleanup(srv.Close)
+	b.host = strings.TrimPrefix(srv.URL, "http://")
+	return b
+}
+
+// whole is all of what r asks a part of.
+func whole(inner http.Handler, r *http.Request) []byte {
+	rec := httptest.NewRecorder()
+	plain := r.Clone(r.Context())
+	plain.Header.Del("Range")
+	inner.ServeHTTP(rec, plain)
+	return rec.Body.Bytes()
+}
+
+type countingWriter struct {
+	http.ResponseWriter
+	b *badRegistry
+}
+
+func (w *countingWriter) Write(p []byte) (int, error) {
+	n, err := w.ResponseWriter.Write(p)
+	w.b.mu.Lock()
+	defer w.b.mu.Unlock()
+	w.b.sent += int64(n)
+	return n, err
+}
+
+// Flush lets a part be sent on its own.
+func (w *countingWriter) Flush() { w.ResponseWriter.(http.Flusher).Flush() }
+
+// set changes the answers and forgets what was counted.
+func (b *badRegistry) set(hook func(http.ResponseWriter, *http.Request) bool) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.hook, b.log, b.sent = hook, nil, 0
+}
+
+func (b *badRegistry) push(t *testing.T, repo string, what remote.Taggable) string {
+	t.Helper()
+	ref, err := name.ParseReference(b.host+"/"+repo, name.Insecure)
+	if err != nil {
+		t.Fatal(err)
+	}
+	switch what := what.(type) {
+	case v1.Image:
+		err = remote.Write(ref, what)
+	case v1.ImageIndex:
+		err = remote.WriteIndex(ref, what)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return ref.String()
+}
+
+// tarOf makes a layer; a header's Name that ends with a slash is a directory.
+func tarOf(t *testing.T, entries ...tar.Header) []byte {
+	t.Helper()
+	var buf bytes.Buffer
+	w := tar.NewWriter(&buf)
+	for _, e := range entries {
+		if e.Typeflag == 0 {
+			e.Typeflag = tar.TypeReg
+		}
+		e.Mode = 0o755
+		if err := w.WriteHeader(&e); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := io.CopyN(w, rand.Reader, e.Size); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	return buf.Bytes()
+}
+
+func gzipped(data []byte) []byte {
+	var buf bytes.Buffer
+	w := gzip.NewWriter(&buf)
+	w.Write(data) //nolint:errcheck // to memory
+	w.Close()     //nolint:errcheck // to memory
+	return buf.Bytes()
+}
+
+// A rawLayer is a blob as it is, with the diffID that the image claims for it.
+type rawLayer struct {
+	v1.Layer
+	diff v1.Hash
+}
+
+func (l rawLayer) DiffID() (v1.Hash, error) { return l.diff, nil }
+
+func hash(data []byte) v1.Hash {
+	sum := sha256.Sum256(data)
+	return v1.Hash{Algorithm: "sha256", Hex: hex.EncodeToString(sum[:])}
+}
+
+// badImage makes an image of blobs whose diffIDs are those of plain.
+func badImage(t *testing.T, arch string, blob, plain []byte) v1.Image {
+	t.Helper()
+	img := mutate.ConfigMediaType(mutate.MediaType(empty.Image, types.OCIManifestSchema1), types.OCIConfigJSON)
+	img, err := mutate.AppendLayers(img, rawLayer{static.NewLayer(blob, types.OCILayer), hash(plain)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	config, err := img.ConfigFile()
+	if err != nil {
+		t.Fatal(err)
+	}
+	config = config.DeepCopy()
+	config.OS, config.Architecture, config.Config.Cmd = "linux", arch, []string{"sh"}
+	if img, err = mutate.ConfigFile(img, config); err != nil {
+		t.Fatal(err)
+	}
+	return img
+}
+
+func layerImage(t *testing.T, entries ...tar.Header) v1.Image {
+	plain := tarOf(t, entries...)
+	return badImage(t, "amd64", gzipped(plain), plain)
+}
+
+// answer sends a manifest's body for GET and HEAD.
+func answer(mediaType, body string) func(http.ResponseWriter, *http.Request) bool {
+	return func(w http.ResponseWriter, r *http.Request) bool {
+		if !strings.Contains(r.URL.Path, "/manifests/") {
+			return false
+		}
+		w.Header().Set("Content-Type", mediaType)
+		w.Header().Set("Docker-Content-Digest", hash([]byte(body)).String())
+		w.Header().Set("Content-Length", strconv.Itoa(len(body)))
+		w.WriteHeader(http.StatusOK)
+		if r.Method == http.MethodGet {
+			io.WriteString(w, body) //nolint:errcheck // the client may be gone
+		}
+		return true
+	}
+}
+
+func TestBadManifests(t *testing.T) {
+	reg := newBadRegistry(t)
+	ok := layerImage(t, tar.Header{Name: "f", Size: 100})
+	ref := reg.push(t, "ok:1", ok)
+	raw, err := ok.RawManifest()
+	if err != nil {
+		t.Fatal(err)
+	}
+	oci := string(types.OCIManifestSchema1)
+	arm := badImage(t, "arm64", gzipped(tarOf(t)), tarOf(t))
+	reg.push(t, "arm:1", arm)
+	reg.push(t, "armlist:1", mutate.AppendManifests(empty.Index, mutate.IndexAddendum{
+		Add: arm, Descriptor: v1.Descriptor{Platform: &v1.Platform{OS: "linux", Architecture: "arm64"}},
+	}))
+	tests := []struct {
+		name, ref, want string
+		hook            func(http.ResponseWriter, *http.Request) bool
+	}{
+		{"unknown repository", reg.host + "/no/such:1", "not found", nil},
+		{"unknown tag", reg.host + "/ok:2", "not found", nil},
+		{"malformed reference", "Upper", "lowercase", nil},
+		{"no registry there", "127.0.0.1:1/x:1", "connection refused", nil},
+		{"garbage", ref, "invalid character", answer(oci, "}{ garbage")},
+		{"not a manifest", ref, "manifest", answer(oci, "{}")},
+		{"a page", ref, "manifest", answer("text/html", "<html>Please log in</html>")},
+		{"schema 1", ref, "manifest", answer(string(types.DockerManifestSchema1), `{"schemaVersion":1,"fsLayers":[]}`)},
+		{"truncated", ref, "unexpected end of JSON", answer(oci, string(raw[:len(raw)/2]))},
+		{"not what the digest says", reg.host + "/ok@" + hash(nil).String(), "", answer(oci, string(raw))},
+		{"another architecture", reg.host + "/arm:1", "no matching manifest for linux/amd64", nil},
+		{"another architecture's list", reg.host + "/armlist:1", "no matching manifest for linux/amd64", nil},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			reg.set(tt.hook)
+			refused(t, 125, tt.want, "run", "--rm", tt.ref, "true")
+		})
+	}
+	reg.set(nil)
+	// It was not the image: the whole way works.
+	must(t, "pull", "-q", ref)
+	must(t, "rmi", ref)
+}
+
+func TestBadLayers(t *testing.T) {
+	reg := newBadRegistry(t)
+	plain := tarOf(t, tar.Header{Name: "f", Size: 100_000})
+	good := gzipped(plain)
+	zeros := make([]byte, 64<<20)
+	bomb := tarOf(t, tar.Header{Name: "f", Size: 0})
+	bomb = append(bomb[:len(bomb)-1024], zeros...)
+	reg.push(t, "altered:1", badImage(t, "amd64", good, plain))
+	alter := func(w http.ResponseWriter, r *http.Request) bool {
+		if r.Method != http.MethodGet || !strings.HasSuffix(r.URL.Path, hash(good).String()) {
+			return false
+		}
+		bad := bytes.Clone(good)
+		bad[len(bad)/2] ^= 1
+		http.ServeContent(w, r, "", time.Time{}, bytes.NewReader(bad))
+		return true
+	}
+	tests := []struct {
+		name, want string
+		img        v1.Image
+		hook       func(http.ResponseWriter, *http.Request) bool
+	}{
+		{"altered", "verification failed", badImage(t, "amd64", good, plain), alter},
+		{"another diffID", "sha256:", badImage(t, "amd64", good, []byte("else")), nil},
+		{"not a tar", "layer", badImage(t, "amd64", gzipped(zeros[:5000:5000]), []byte("else")), nil},
+		{"garbage", "layer", badImage(t, "amd64", []byte("garbage garbage garbage"), []byte("garbage garbage garbage")), nil},
+		{"cut gzip", "unexpected EOF", badImage(t, "amd64", good[:len(good)/2], plain), nil},
+		{"cut tar", "layer", badImage(t, "amd64", gzipped(plain[:50_000]), plain[:50_000]), nil},
+		{"escapes", "..", layerImage(t, tar.Header{Name: "../../../../tmp/hyper-escaped", Size: 10}), nil},
+		{"link to above", "leads out of its directory", layerImage(t, tar.Header{Name: "l", Typeflag: tar.TypeLink, Linkname: "../../etc/passwd"}), nil},
+		{"bomb", "", badImage(t, "amd64", gzipped(bomb), append(bomb, 1)), nil},
+	}
+	for i, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			ref := reg.push(t, fmt.Sprintf("bad:%d", i), tt.img)
+			reg.set(tt.hook)
+			refused(t, 125, tt.want, "run", "--rm", ref, "true")
+			notEscaped(t)
+		})
+	}
+	// Not refused, as such layers are made in good faith too: the link leads
+	// nowhere but in the image.
+	t.Run("through a link", func(t *testing.T) {
+		before := h.settled(t)
+		reg.set(nil)
+		ref := reg.push(t, "link:1", layerImage(t, tar.Header{Name: "l", Typeflag: tar.TypeSymlink, Linkname: "/tmp"}, tar.Header{Name: "l/hyper-escaped", Size: 10}))
+		must(t, "pull", "-q", ref)
+		notEscaped(t)
+		must(t, "rmi", ref)
+		if after := h.settled(t); after != before {
+			t.Errorf("left behind:\n%s\nbefore:\n%s", after, before)
+		}
+	})
+}
+
+func notEscaped(t *testing.T) {
+	t.Helper()
+	if _, err := os.Lstat("/tmp/hyper-escaped"); err == nil {
+		os.Remove("/tmp/hyper-escaped")
+		t.Error("a file of the layer is on the host")
+	}
+}
+
+func TestBadArchives(t *testing.T) {
+	dir := t.TempDir()
+	archives := map[string][]byte{
+		"empty":    nil,
+		"garbage":  []byte("garbage garbage garbage"),
+		"no tar":   gzipped([]byte("garbage")),
+		"no image": tarOf(t, tar.Header{Name: "etc/passwd", Size: 10}),
+		"escapes":  tarOf(t, tar.Header{Name: "../../tmp/hyper-escaped", Size: 10}),
+	}
+	for name, data := range archives {
+		t.Run(name, func(t *testing.T) {
+			file := filepath.Join(dir, strings.ReplaceAll(name, " ", "-"))
+			if err := os.WriteFile(file, data, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			refused(t, 1, "load", "load", "-i", file)
+		})
+	}
+	t.Run("no file", func(t *testing.T) { refused(t, 1, "no such file", "load", "-i", dir+"/none") })
+	t.Run("import", func(t *testing.T) { refused(t, 1, "..", "import", filepath.Join(dir, "escapes"), "bad") })
+}
+
+// The registry goes away in the middle of a layer, and so does hyperd; when
+// both are back, a pull fetches only what is missing.
+func TestBadRegistryComesBack(t *testing.T) {
+	reg := newBadRegistry(t)
+	const size, part = 12 << 20, 5 << 20
+	plain := tarOf(t, tar.Header{Name: "big", Size: size})
+	ref := reg.push(t, "big:1", badImage(t, "amd64", plain, plain))
+	down := make(chan struct{})
+	var once sync.Once
+	reg.set(func(w http.ResponseWriter, r *http.Request) bool {
+		select {
+		case <-down:
+			panic(http.ErrAbortHandler)
+		default:
+		}
+		if r.Method != http.MethodGet || !strings.HasSuffix(r.URL.Path, hash(plain).String()) {
+			return false
+		}
+		w.Header().Set("Content-Length", strconv.Itoa(len(plain)))
+		w.Write(plain[:part]) //nolint:errcheck // it is cut anyway
+		w.(http.Flusher).Flush()
+		once.Do(func() { close(down) })
+		panic(http.ErrAbortHandler)
+	})
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	pull := h.command(ctx, "pull", ref)
+	var out bytes.Buffer
+	pull.Stdout, pull.Stderr = &out, &out
+	if err := pull.Start(); err != nil {
+		t.Fatal(err)
+	}
+	<-down
+	time.Sleep(300 * time.Millisecond)
+	h.signal(syscall.SIGKILL)
+	if err := pull.Wait(); err == nil || !strings.Contains(out.String(), "hyper: cannot pull") {
+		t.Errorf("the pull whose daemon died: %v, %s", err, &out)
+	}
+	if err := h.start(); err != nil {
+		t.Fatal(err)
+	}
+	reg.set(nil)
+	must(t, "pull", "-q", ref)
+	t.Cleanup(func() { cleanup(t, "rmi", ref) })
+	reg.mu.Lock()
+	defer reg.mu.Unlock()
+	resumed := false
+	for _, r := range reg.log {
+		from, _ := strconv.Atoi(strings.TrimSuffix(strings.TrimPrefix(r, "bytes="), "-"))
+		resumed = resumed || from > 0
+	}
+	if !resumed || reg.sent > size-part/2 {
+		t.Errorf("second pull: ranges %q, %d bytes of %d", reg.log, reg.sent, size)
+	}
+}
+
+// mounted gives the second hyperd a root of its own size.
+func mounted(t *testing.T, size string) func(*host) {
+	return func(h *host) {
+		if err := os.MkdirAll(h.root, 0o711); err != nil {
+			t.Fatal(err)
+		}
+		if err := syscall.Mount("tmpfs", h.root, "tmpfs", 0, "size="+size); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() {
+			if err := syscall.Unmount(h.root, 0); err != nil {
+				t.Errorf("unmount: %v", err)
+			}
+		})
+	}
+}
+
+func TestBadDiskFull(t *testing.T) {
+	d := another(t, mounted(t, "96m"))
+	reg := newBadRegistry(t)
+	plain := tarOf(t, tar.Header{Name: "big", Size: 60 << 20})
+	big := reg.push(t, "big:1", badImage(t, "amd64", plain, plain))
+	must(t, "run", "--rm", "hello")
+	t.Run("pull", func(t *testing.T) { // the blob has room, its conversion does not
+		refused(t, 125, "no space left on device", "run", "--rm", big, "true")
+	})
+	t.Run("download", func(t *testing.T) {
+		fill(t, d, 20<<20)
+		refused(t, 125, "no space left on device", "run", "--rm", big, "true")
+	})
+	img := pulled(t, "busybox")
+	t.Run("container", func(t *testing.T) {
+		id := container(t, img, "sleep", "1000")
+		fill(t, d, 8<<20)
+		r := hyper(t, "exec", id, "sh", "-c", "dd if=/dev/zero of=/f bs=1M count=50 conv=fsync")
+		t.Logf("dd: %+v", r)
+		r = hyper(t, "exec", id, "sh", "-c", "ls -l /f; rm /f; touch /after; echo $?; dmesg | tail -5")
+		t.Logf("after: %+v", r)
+	})
+	t.Run("create", func(t *testing.T) {
+		fill(t, d, 0)
+		refused(t, 125, "no space left on device", "run", "--rm", img, "true")
+	})
+	if out := must(t, "run", "--rm", img, "echo", "there is room again"); out != "there is room again" {
+		t.Errorf("%q", out)
+	}
+}
+
+// fill takes all the room of hyperd's root but free bytes, until the end of the test.
+func fill(t *testing.T, d *host, free uint64) {
+	t.Helper()
+	var st syscall.Statfs_t
+	if err := syscall.Statfs(d.root, &st); err != nil {
+		t.Fatal(err)
+	}
+	room := st.Bfree * uint64(st.Bsize)
+	if room < free {
+		t.Fatalf("only %d bytes free", room)
+	}
+	f, err := os.Create(filepath.Join(d.dir, "root", "filler.db"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	t.Cleanup(func() { os.Remove(f.Name()) })
+	if err := syscall.Fallocate(int(f.Fd()), 0, 0, int64(room-free)); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestBadFullContainerDisk(t *testing.T) {
+	img := pulled(t, "busybox")
+	r := hyper(t, "run", "--rm", "--storage-opt", "size=32m", img, "sh", "-c",
+		"dd if=/dev/zero of=/f bs=1M count=100; rm /f && echo more > /g && cat /g")
+	if r.code != 0 || !strings.Contains(r.err, "No space left on device") || r.out != "more\n" {
+		t.Errorf("%+v", r)
+	}
+}
+
+func TestBadCommands(t *testing.T) {
+	img := pulled(t, "busybox")
+	tests := []struct {
+		code int
+		want string
+		args []string
+	}{
+		{127, "executable file not found in $PATH", []string{"run", "--rm", img, "no-such"}},
+		{127, "no such file or directory", []string{"run", "--rm", img, "/no/such"}},
+		{126, "permission denied", []string{"run", "--rm", img, "/etc/passwd"}},
+		{125, "unable to find user nobody-here", []string{"run", "--rm", "-u", "nobody-here", img, "true"}},
+		{125, "unable to find group none-such", []string{"run", "--rm", "-u", "0:none-such", img, "true"}},
+		{125, "Minimum memory limit allowed is 6MB", []string{"run", "--rm", "-m", "5m", img, "true"}},
+		{125, "only the networks bridge and none are there", []string{"run", "--rm", "--network", "none-such", img, "true"}},
+		{125, "neither a bzImage nor an ELF vmlinux", []string{"run", "--rm", "--kernel", "/etc/passwd", img, "true"}},
+		{125, "/no/kernel", []string{"run", "--rm", "--kernel", "/no/kernel", img, "true"}},
+		{125, "too small", []string{"run", "--rm", "--storage-opt", "size=1m", img, "true"}},
+	}
+	for _, tt := range tests {
+		t.Run(strings.Join(tt.args, " "), func(t *testing.T) { refused(t, tt.code, tt.want, tt.args...) })
+	}
+}
+
+// As with Docker, what an exec could not run is told as its output.
+func TestBadExec(t *testing.T) {
+	id := container(t, pulled(t, "busybox"), "sleep", "1000")
+	tests := []struct {
+		code int
+		want string
+		args []string
+	}{
+		{127, "executable file not found in $PATH", []string{id, "no-such"}},
+		{127, "no such file or directory", []string{id, "/no/such"}},
+		{126, "permission denied", []string{id, "/etc/passwd"}},
+		{126, "is a directory", []string{id, "/etc"}},
+		{126, "unable to find user nobody-here", []string{"-u", "nobody-here", id, "true"}},
+		{1, "No such container", []string{"no-such-container", "true"}},
+	}
+	for _, tt := range tests {
+		r := hyper(t, append([]string{"exec"}, tt.args...)...)
+		if r.code != tt.code || !strings.Contains(r.out+r.err, tt.want) {
+			t.Errorf("exec %v: %+v, want code %d and %q", tt.args, r, tt.code, tt.want)
+		}
+	}
+}
+
+// The least that can be asked for is enough.
+func TestBadLittleMemory(t *testing.T) {
+	img := pulled(t, "busybox")
+	if out := must(t, "run", "--rm", "-m", "6m", img, "echo", "enough"); out != "enough" {
+		t.Errorf("%q", out)
+	}
+	out, err := exec.Command(h.bin+"/hyperd", "--default-memory", "32").CombinedOutput()
+	if err == nil || !strings.Contains(string(out), "a guest needs at least 64 MiB") {
+		t.Errorf("%v, %s", err, out)
+	}
+	another(t, nil, "--default-memory", "64")
+	must(t, "run", "--rm", "hello")
+}
+
+// exitELF is the smallest program: it ends with code 7.
+func exitELF() []byte {
+	b, _ := hex.DecodeString("7f454c4602010100000000000000000002003e0001000000780040000000000040000000000000000000000000000000000000004000380001000000000000000" +
+		"1000000050000000000000000000000000040000000000000004000000000008400000000000000840000000000000000100000000000006a3c586a075f0f05")
+	return append(b, make([]byte, 0x84-len(b))...)
+}
+
+// Guests that do not come up: the error has the end of the console.
+func TestBadBoot(t *testing.T) {
+	dir := t.TempDir()
+	write := func(name string, data []byte) string {
+		path := filepath.Join(dir, name)
+		if err := os.WriteFile(path, data, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	tests := []struct {
+		name, want, console string
+		flags               []string
+	}{
+		{"init is none", "the guest's kernel panicked", "Kernel panic", []string{"--hyperstart", write("text", []byte("text\n"))}},
+		{"init ends", "the guest's kernel panicked", "Attempted to kill init", []string{"--hyperstart", write("exit", exitELF())}},
+		{"init is missing", "/no/hyperstart", "", []string{"--hyperstart", "/no/hyperstart"}},
+		{"kernel is garbage", "neither a bzImage nor an ELF vmlinux", "", []string{"--kernel", write("garbage", make([]byte, 1<<20))}},
+		{"kernel is missing", "/no/kernel", "", []string{"--kernel", "/no/kernel"}},
+		{"kernel does nothing", "did not answer within 2s", "", []string{"--kernel", write("silent", silentKernel(t)), "--boot-timeout", "2s"}},
+		{"no time", "did not answer within 1ms", "", []string{"--boot-timeout", "1ms"}},
+		{"QEMU is missing", "/no/qemu is not installed", "", []string{"--qemu", "/no/qemu"}},
+		{"QEMU is none", "/bin/true: version", "", []string{"--qemu", "/bin/true"}},
+		{"QEMU fails", "out of luck", "", []string{"--qemu", write("qemu", []byte("#!/bin/sh\n[ $1 = --version ] && echo QEMU emulator version 7.2.0 || { echo out of luck >&2; exit 3; }\n"))}},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			another(t, nil, tt.flags...)
+			r := refused(t, 125, tt.want, "run", "--rm", "hello")
+			if !strings.Contains(r.err, tt.console) {
+				t.Errorf("no %q in %s", tt.console, r.err)
+			}
+			id := must(t, "create", "hello")
+			if r := hyper(t, "start", id); r.code != 1 || !strings.Contains(r.err, tt.want) {
+				t.Errorf("start: %+v", r)
+			}
+			if why := must(t, "inspect", "-f", "{{.State.Status}} {{.State.Error}}", id); !strings.HasPrefix(why, "created ") || !strings.Contains(why, tt.want) {
+				t.Errorf("inspect: %s", why)
+			}
+			must(t, "rm", id)
+		})
+	}
+}
+
+// silentKernel is the kernel under test with its code taken out.
+func silentKernel(t *testing.T) []byte {
+	t.Helper()
+	if len(h.flags) != 2 {
+		t.Skip("HYPER_TEST_KERNEL is not set")
+	}
+	data, err := os.ReadFile(h.flags[1])
+	if err != nil {
+		t.Fatal(err)
+	}
+	clear(data[1<<20 : 5<<20])
+	return data
+}
+
+func TestBadPath(t *testing.T) {
+	t.Setenv("PATH", "/usr/sbin:/sbin") // no QEMU there
+	another(t, nil)
+	refused(t, 125, "qemu-system-x86_64 is not installed", "run", "--rm", "hello")
+	if info := must(t, "info"); !strings.Contains(info, "VMM: none") {
+		t.Errorf("info: %s", info)
+	}
+}
+
+// An initrd that somebody removed is made again.
+func TestBadInitrdRemoved(t *testing.T) {
+	d := another(t, nil)
+	must(t, "run", "--rm", "hello")
+	files, _ := filepath.Glob(d.root + "/boot/*")
+	if len(files) == 0 {
+		t.Fatal("no initrd")
+	}
+	for _, f := range files {
+		os.RemoveAll(f)
+	}
+	must(t, "run", "--rm", "hello")
+}
+
+// QEMU is killed under running containers.
+func TestBadKilledVM(t *testing.T) {
+	img := pulled(t, "busybox")
+	kill := func(t *testing.T, id string) {
+		t.Helper()
+		pid, err := strconv.Atoi(must(t, "inspect", "-f", "{{.Hyper.vm.hostPID}}", id))
+		if err != nil {
+			t.Fatal(err)
+		}
+		exe, err := os.Readlink(fmt.Sprintf("/proc/%d/exe", pid))
+		if err != nil || !strings.Contains(exe, "qemu") {
+			t.Fatalf("process %d is %s (%v), not a QEMU", pid, exe, err)
+		}
+		if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
+			t.Fatal(err)
+		}
+	}
+	t.Run("stays", func(t *testing.T) {
+		id := container(t, img, "sh", "-c", "echo before; sleep 1000")
+		eventually(t, func() (string, bool) { out := must(t, "logs", id); return out, out == "before" })
+		kill(t, id)
+		if r := hyper(t, "wait", id); !strings.Contains(r.out+r.err, "the VMM died") {
+			t.Errorf("wait: %+v", r)
+		}
+		if why := must(t, "inspect", "-f", "{{.State.Status}} {{.State.ExitCode}} {{.State.Error}}", id); !strings.HasPrefix(why, "exited 137 the virtual machine stopped: the VMM died") {
+			t.Errorf("inspect: %s", why)
+		}
+		if out := must(t, "logs", id); out != "before" {
+			t.Errorf("logs: %q", out)
+		}
+		must(t, "start", id) // its disk is as after a power cut
+		if out := must(t, "exec", id, "echo", "again"); out != "again" {
+			t.Errorf("exec: %q", out)
+		}
+	})
+	t.Run("removes itself", func(t *testing.T) {
+		before := h.settled(t)
+		cmd := h.command(t.Context(), "run", "--rm", "--name", "bad-rm", img, "sleep", "1000")
+		var stderr bytes.Buffer
+		cmd.Stderr = &stderr
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		eventually(t, func() (string, bool) {
+			r := hyper(t, "inspect", "-f", "{{.State.Status}}", "bad-rm")
+			return r.out, r.out == "running\n"
+		})
+		kill(t, "bad-rm")
+		cmd.Wait() //nolint:errcheck // its code is looked at
+		// 125 as Docker's client, for a wait that ended with an error.
+		if code := cmd.ProcessState.ExitCode(); code != 125 || !strings.Contains(stderr.String(), "the VMM died") {
+			t.Errorf("exit code %d, %s", code, &stderr)
+		}
+		if after := h.settled(t); after != before {
+			t.Errorf("left behind:\n%s\nbefore:\n%s", after, before)
+		}
+	})
+}
+
+// The guest's kernel panics under a container.
+func TestBadPanic(t *testing.T) {
+	img := pulled(t, "busybox")
+	id := container(t, "--privileged", "-m", "16m", img, "sh", "-c",
+		"echo 2 > /proc/sys/vm/panic_on_oom; exec dd if=/dev/zero of=/dev/null bs=64M")
+	hyper(t, "wait", id)
+	if code := must(t, "inspect", "-f", "{{.State.ExitCode}}", id); code != "137" {
+		t.Errorf("exit code %s", code)
+	}
+	why := must(t, "inspect", "-f", "{{.State.Error}}", id)
+	if !strings.Contains(why, "the guest's kernel panicked (Out of memory") || !strings.Contains(why, "guest console:") {
+		t.Errorf("inspect: %s", why)
+	}
+}
