@@ -29,7 +29,7 @@ import (
 const PortName = "hyper.guest"
 
 const (
-	portPatience = 10 * time.Second // for the port to show up
+	portPatience = 5 * time.Second // for the port to show up
 	restAfter    = 2 * time.Second  // without a call memory goes back to the kernel
 )
 

@@ -10,9 +10,10 @@ import (
 	"io"
 	"math/rand/v2"
 	"net"
+	"os"
 	"os/exec"
-	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -53,12 +54,11 @@ func TestBoot(t *testing.T) {
 	case <-time.After(10 * time.Second):
 		t.Error("the VM still runs")
 	}
-	disk := filepath.Join(v.dir, "upper.ext4")
-	out2, err := exec.Command("dumpe2fs", "-h", disk).CombinedOutput()
+	out2, err := exec.Command("dumpe2fs", "-h", v.disk()).CombinedOutput()
 	if err != nil || bytes.Contains(out2, []byte("needs_recovery")) {
 		t.Errorf("the disk was not unmounted: %v", err)
 	}
-	if got, err := exec.Command("debugfs", "-R", "cat /upper/file", disk).Output(); string(got) != "data\n" {
+	if got, err := exec.Command("debugfs", "-R", "cat /upper/file", v.disk()).Output(); string(got) != "data\n" {
 		t.Errorf("on the disk: %q, %v", got, err)
 	}
 }
@@ -68,10 +68,25 @@ func TestDeleteUnmounts(t *testing.T) {
 	v := startVM(t)
 	for i := range 10 {
 		v.sh(fmt.Sprintf("echo %d >/file", i), config{})
-		out, err := exec.Command("dumpe2fs", "-h", filepath.Join(v.dir, "upper.ext4")).CombinedOutput()
+		out, err := exec.Command("dumpe2fs", "-h", v.disk()).CombinedOutput()
 		if err != nil || bytes.Contains(out, []byte("needs_recovery")) {
 			t.Fatalf("round %d: the disk is still mounted: %v", i, err)
 		}
+	}
+}
+
+// A VM that hyperstart can't serve says why on its console and ends.
+func TestNoPort(t *testing.T) {
+	v := prepareVM(t)
+	v.launch("another.port")
+	select {
+	case <-v.exited:
+	case <-time.After(60 * time.Second):
+		t.Fatal("the VM still runs")
+	}
+	b, _ := os.ReadFile(v.console())
+	if !bytes.Contains(b, []byte("hyperstart: wait for virtio-serial port hyper.guest: the VM has none")) {
+		t.Error("the console does not say why")
 	}
 }
 
@@ -85,7 +100,7 @@ func TestGuest(t *testing.T) {
 		{"Configure", testConfigure}, {"Container", testContainer}, {"Root", testRoot}, {"Errors", testErrors}, {"User", testUser},
 		{"Security", testSecurity}, {"Stdio", testStdio}, {"Terminal", testTerminal}, {"Signals", testSignals},
 		{"Exec", testExec}, {"Limits", testLimits}, {"Devices", testDevices}, {"Network", testNetwork}, {"OOM", testOOM}, {"Pause", testPause}, {"Top", testTop},
-		{"Reconnect", testReconnect}, {"Init", testInit}, {"Leaks", testLeaks}, {"Idle", testIdle},
+		{"Reconnect", testReconnect}, {"ReconnectInput", testReconnectInput}, {"Parallel", testParallel}, {"Init", testInit}, {"Leaks", testLeaks}, {"Idle", testIdle},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			outer := v.t
@@ -675,6 +690,68 @@ func testReconnect(t *testing.T, v *vm) {
 	check(t, "input", v.output("c", "", wire.StreamHeader_STDOUT), "before after")
 }
 
+// The host goes away in the middle of input. What the process reads is what
+// was sent, without gaps inside and without anything of the link's own.
+func testReconnectInput(t *testing.T, v *vm) {
+	v.start("c", config{args: []string{"sh", "-c", "tr -d 'a\n' | od -c | head"}, stdin: true})
+	defer v.delete("c")
+	for range 6 {
+		in, err := v.c.Stdin(v.ctx(), "c", "")
+		if err != nil {
+			t.Fatal(err)
+		}
+		wrote := make(chan int64)
+		go func() {
+			n, _ := io.Copy(in, strings.NewReader(strings.Repeat("a", 8<<20)))
+			wrote <- n
+		}()
+		time.Sleep(time.Duration(20+rand.IntN(100)) * time.Millisecond)
+		v.c.Close()
+		if n := <-wrote; n == 8<<20 {
+			t.Log("all was written before the connection was closed")
+		}
+		v.connect()
+	}
+	if _, err := v.c.CloseStdin(v.ctx(), &wire.CloseStdinRequest{ContainerId: "c"}); err != nil {
+		t.Fatal(err)
+	}
+	check(t, "what is neither of the input", v.output("c", "", wire.StreamHeader_STDOUT), "0000000\n")
+}
+
+func testParallel(t *testing.T, v *vm) {
+	v.start("c", config{args: []string{"sleep", "1000"}})
+	defer v.delete("c")
+	var wg sync.WaitGroup
+	for w := range 10 {
+		wg.Go(func() {
+			for i := range 10 {
+				id, want := fmt.Sprintf("p%d-%d", w, i), strings.Repeat(fmt.Sprint(w, i), 5000)+"\n"
+				b, _ := json.Marshal(process("echo", strings.TrimSpace(want)))
+				ctx := context.Background()
+				if _, err := v.c.StartProcess(ctx, &wire.StartProcessRequest{ContainerId: "c", ExecId: id, Process: b}); err != nil {
+					t.Error(err)
+					return
+				}
+				o, err := v.c.Output(ctx, "c", id, wire.StreamHeader_STDOUT, 0)
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				var got bytes.Buffer
+				_, err = copyAcking(&got, o, 0)
+				o.Close()
+				if err != nil || got.String() != want {
+					t.Errorf("%s: %d bytes, %v", id, got.Len(), err)
+				}
+				if r, err := v.c.Wait(ctx, &wire.WaitRequest{ContainerId: "c", ExecId: id}); err != nil || r.ExitCode != 0 {
+					t.Errorf("%s: %v, %v", id, r, err)
+				}
+			}
+		})
+	}
+	wg.Wait()
+}
+
 func copyUntil(w io.Writer, o *guest.Output, at, n uint64) (uint64, error) {
 	buf := make([]byte, 10000)
 	for end := at + n; at < end; {
@@ -775,18 +852,4 @@ func testIdle(t *testing.T, v *vm) {
 	if anon > 4<<20 {
 		t.Errorf("%d KiB, more than 4 MiB", anon>>10)
 	}
-}
-
-func TestFootprint(t *testing.T) {
-	v := startVM(t)
-	t.Logf("at boot: %d KiB anonymous, %d descriptors", v.info().AnonBytes>>10, v.info().Descriptors)
-	time.Sleep(3 * time.Second)
-	t.Logf("idle: %d KiB anonymous", v.info().AnonBytes>>10)
-	v.start("c", config{args: []string{"sleep", "1000"}})
-	for range 20 {
-		v.exec("c", process("true"), "")
-	}
-	t.Logf("busy: %d KiB anonymous", v.info().AnonBytes>>10)
-	time.Sleep(6 * time.Second)
-	t.Logf("idle: %d KiB anonymous", v.info().AnonBytes>>10)
 }

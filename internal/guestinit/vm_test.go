@@ -149,6 +149,14 @@ const upper = "upper"
 
 func startVM(t *testing.T) *vm {
 	t.Helper()
+	v := prepareVM(t)
+	v.launch("hyper.guest")
+	v.connect()
+	return v
+}
+
+func prepareVM(t *testing.T) *vm {
+	t.Helper()
 	a := built()
 	if errdefs.IsNotFound(a.err) && os.Getenv("HYPER_TEST_KERNEL") == "" {
 		t.Skip(a.err)
@@ -157,15 +165,14 @@ func startVM(t *testing.T) *vm {
 		t.Fatal(a.err)
 	}
 	v := &vm{t: t, root: t, dir: t.TempDir(), exited: make(chan struct{})}
-	disk := filepath.Join(v.dir, "upper.ext4")
-	if err := run("cp", "--sparse=always", a.blank, disk); err != nil {
+	if err := run("cp", "--sparse=always", a.blank, v.disk()); err != nil {
 		t.Fatal(err)
 	}
-	v.boot(disk)
 	return v
 }
 
-func (v *vm) boot(disk string) {
+// launch starts QEMU with a virtio-serial port of a name.
+func (v *vm) launch(port string) {
 	v.t.Helper()
 	a := built()
 	bus := "device"
@@ -179,7 +186,7 @@ func (v *vm) boot(disk string) {
 		"-serial", "file:" + v.console(),
 		"-device", "virtio-rng-" + bus, "-device", "virtio-serial-" + bus,
 		"-chardev", "socket,id=guest,path=" + v.socket() + ",server=on,wait=off",
-		"-device", "virtserialport,chardev=guest,name=hyper.guest",
+		"-device", "virtserialport,chardev=guest,name=" + port,
 		"-netdev", "user,id=net", "-device", "virtio-net-" + bus + ",netdev=net,mac=52:54:00:12:34:56"}
 	drive := func(id, path, options string) {
 		args = append(args, "-drive", fmt.Sprintf("id=%s,file=%s,if=none,format=raw%s", id, path, options),
@@ -188,7 +195,7 @@ func (v *vm) boot(disk string) {
 	for i, l := range a.layers {
 		drive(fmt.Sprint("layer", i), l, ",readonly=on")
 	}
-	drive(upper, disk, ",discard=unmap")
+	drive(upper, v.disk(), ",discard=unmap")
 	v.cmd = exec.Command("qemu-system-x86_64", args...)
 	var stderr bytes.Buffer
 	v.cmd.Stderr = &stderr
@@ -206,7 +213,6 @@ func (v *vm) boot(disk string) {
 			v.t.Logf("console:\n%s\nqemu: %s", b, stderr.String())
 		}
 	})
-	v.connect()
 }
 
 // tscKHz is the rate of the counter that TCG passes through to the guest,
@@ -220,6 +226,7 @@ func tscKHz() string {
 	return fmt.Sprint(int(mhz * 1000))
 }
 
+func (v *vm) disk() string    { return filepath.Join(v.dir, "upper.ext4") }
 func (v *vm) console() string { return filepath.Join(v.dir, "console") }
 func (v *vm) socket() string  { return filepath.Join(v.dir, "guest") }
 
