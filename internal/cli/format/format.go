@@ -74,6 +74,7 @@ func (t Table) Write(w io.Writer, format string, rows []Row) error {
 	if err != nil {
 		return err
 	}
+	tmpl.Option(strict)
 	// A field that does not exist is an error also when there are no rows.
 	if err := execute(headerTemplate(tmpl), io.Discard, t.Headers); err != nil {
 		return err
@@ -120,17 +121,23 @@ func unescape(s string) string {
 	return strings.NewReplacer(`\t`, "\t", `\n`, "\n").Replace(s)
 }
 
+// strict makes it an error to name what a map doesn't have. It is for maps
+// that stand for a struct.
+const strict = "missingkey=error"
+
 // Parse makes a template with Docker's functions: json, split, join, title,
 // lower, upper, pad, truncate.
 func Parse(text string) (*template.Template, error) {
-	t, err := template.New("").Option("missingkey=error").Funcs(functions).Parse(text)
+	t, err := template.New("").Funcs(functions).Parse(text)
 	if err != nil {
 		return nil, fmt.Errorf("--format: %w", err)
 	}
 	return t, nil
 }
 
-// Value prints one value with a template; "json" stands for all of it.
+// Value prints one value with a template; "json" stands for all of it. A key
+// that a map in the value doesn't have prints as <no value>, as Docker has it
+// for labels and attributes; it is an error when the value itself is a map.
 func Value(w io.Writer, text string, v any) error {
 	if text == "json" {
 		text = "{{json .}}"
@@ -138,6 +145,9 @@ func Value(w io.Writer, text string, v any) error {
 	t, err := Parse(text)
 	if err != nil {
 		return err
+	}
+	if reflect.ValueOf(v).Kind() == reflect.Map {
+		t.Option(strict)
 	}
 	var buf bytes.Buffer
 	if err := execute(t, &buf, v); err != nil {
