@@ -6,7 +6,6 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
-	"os"
 	"strings"
 	"testing"
 	"time"
@@ -52,13 +51,10 @@ func TestExitCodes(t *testing.T) {
 	}
 }
 
-// 20 MB both ways; the 100 MB is in bench and in the long tests.
+// 100 MB each way.
 func TestStdioIsExact(t *testing.T) {
 	img := pulled(t, "busybox")
-	size := 20 << 20
-	if os.Getenv("HYPER_TEST_LONG") != "" {
-		size = 100 << 20
-	}
+	const size = 100 << 20
 	data := make([]byte, size)
 	rand.Read(data)
 	sum := sha256.Sum256(data)

@@ -31,6 +31,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/mutate"
 	"github.com/google/go-containerregistry/pkg/v1/remote"
 	"github.com/google/go-containerregistry/pkg/v1/static"
+	"github.com/google/go-containerregistry/pkg/v1/tarball"
 	"github.com/google/go-containerregistry/pkg/v1/types"
 )
 
@@ -129,6 +130,7 @@ func refused(t *testing.T, code int, want string, args ...string) result {
 	if after := h.settled(t); after != before {
 		t.Errorf("hyper %s: left behind:\n%s\nbefore:\n%s", strings.Join(args, " "), after, before)
 	}
+	t.Log(r.err)
 	return r
 }
 
@@ -179,7 +181,13 @@ func newBadRegistry(t *testing.T) *badRegistry {
 			return
 		}
 		// The registry can't do "bytes=N-".
-		http.ServeContent(w, r, "", time.Time{}, bytes.NewReader(whole(inner, r)))
+		all := whole(inner, r)
+		if all.Code != http.StatusOK {
+			w.WriteHeader(all.Code)
+			w.Write(all.Body.Bytes()) //nolint:errcheck // the client may be gone
+			return
+		}
+		http.ServeContent(w, r, "", time.Time{}, bytes.NewReader(all.Body.Bytes()))
 	}))
 	t.Cleanup(srv.Close)
 	b.host = strings.TrimPrefix(srv.URL, "http://")
@@ -187,12 +195,12 @@ func newBadRegistry(t *testing.T) *badRegistry {
 }
 
 // whole is all of what r asks a part of.
-func whole(inner http.Handler, r *http.Request) []byte {
+func whole(inner http.Handler, r *http.Request) *httptest.ResponseRecorder {
 	rec := httptest.NewRecorder()
 	plain := r.Clone(r.Context())
 	plain.Header.Del("Range")
 	inner.ServeHTTP(rec, plain)
-	return rec.Body.Bytes()
+	return rec
 }
 
 type countingWriter struct {
@@ -369,9 +377,11 @@ func TestBadLayers(t *testing.T) {
 	reg := newBadRegistry(t)
 	plain := tarOf(t, tar.Header{Name: "f", Size: 100_000})
 	good := gzipped(plain)
-	zeros := make([]byte, 64<<20)
-	bomb := tarOf(t, tar.Header{Name: "f", Size: 0})
-	bomb = append(bomb[:len(bomb)-1024], zeros...)
+	zeros := make([]byte, 5000)
+	var bomb bytes.Buffer // a file of 300 GiB is said to follow
+	if err := tar.NewWriter(&bomb).WriteHeader(&tar.Header{Name: "f", Size: 300 << 30}); err != nil {
+		t.Fatal(err)
+	}
 	reg.push(t, "altered:1", badImage(t, "amd64", good, plain))
 	alter := func(w http.ResponseWriter, r *http.Request) bool {
 		if r.Method != http.MethodGet || !strings.HasSuffix(r.URL.Path, hash(good).String()) {
@@ -389,13 +399,13 @@ func TestBadLayers(t *testing.T) {
 	}{
 		{"altered", "verification failed", badImage(t, "amd64", good, plain), alter},
 		{"another diffID", "sha256:", badImage(t, "amd64", good, []byte("else")), nil},
-		{"not a tar", "layer", badImage(t, "amd64", gzipped(zeros[:5000:5000]), []byte("else")), nil},
+		{"not a tar", "layer", badImage(t, "amd64", gzipped(zeros), []byte("else")), nil},
 		{"garbage", "layer", badImage(t, "amd64", []byte("garbage garbage garbage"), []byte("garbage garbage garbage")), nil},
 		{"cut gzip", "unexpected EOF", badImage(t, "amd64", good[:len(good)/2], plain), nil},
 		{"cut tar", "layer", badImage(t, "amd64", gzipped(plain[:50_000]), plain[:50_000]), nil},
 		{"escapes", "..", layerImage(t, tar.Header{Name: "../../../../tmp/hyper-escaped", Size: 10}), nil},
 		{"link to above", "leads out of its directory", layerImage(t, tar.Header{Name: "l", Typeflag: tar.TypeLink, Linkname: "../../etc/passwd"}), nil},
-		{"bomb", "", badImage(t, "amd64", gzipped(bomb), append(bomb, 1)), nil},
+		{"bomb", "files of the layer have more than", badImage(t, "amd64", gzipped(bomb.Bytes()), bomb.Bytes()), nil},
 	}
 	for i, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -437,6 +447,16 @@ func TestBadArchives(t *testing.T) {
 		"no image": tarOf(t, tar.Header{Name: "etc/passwd", Size: 10}),
 		"escapes":  tarOf(t, tar.Header{Name: "../../tmp/hyper-escaped", Size: 10}),
 	}
+	ref, err := name.ParseReference("bad:1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var hostile bytes.Buffer
+	if err := tarball.Write(ref, layerImage(t, tar.Header{Name: "../../tmp/hyper-escaped", Size: 10}), &hostile); err != nil {
+		t.Fatal(err)
+	}
+	archives["hostile layer"] = hostile.Bytes()
+	archives["cut"] = hostile.Bytes()[:hostile.Len()/2]
 	for name, data := range archives {
 		t.Run(name, func(t *testing.T) {
 			file := filepath.Join(dir, strings.ReplaceAll(name, " ", "-"))
@@ -444,6 +464,7 @@ func TestBadArchives(t *testing.T) {
 				t.Fatal(err)
 			}
 			refused(t, 1, "load", "load", "-i", file)
+			notEscaped(t)
 		})
 	}
 	t.Run("no file", func(t *testing.T) { refused(t, 1, "no such file", "load", "-i", dir+"/none") })
@@ -537,14 +558,7 @@ func TestBadDiskFull(t *testing.T) {
 		refused(t, 125, "no space left on device", "run", "--rm", big, "true")
 	})
 	img := pulled(t, "busybox")
-	t.Run("container", func(t *testing.T) {
-		id := container(t, img, "sleep", "1000")
-		fill(t, d, 8<<20)
-		r := hyper(t, "exec", id, "sh", "-c", "dd if=/dev/zero of=/f bs=1M count=50 conv=fsync")
-		t.Logf("dd: %+v", r)
-		r = hyper(t, "exec", id, "sh", "-c", "ls -l /f; rm /f; touch /after; echo $?; dmesg | tail -5")
-		t.Logf("after: %+v", r)
-	})
+	t.Run("container", func(t *testing.T) { hostFull(t, d, img) })
 	t.Run("create", func(t *testing.T) {
 		fill(t, d, 0)
 		refused(t, 125, "no space left on device", "run", "--rm", img, "true")
@@ -554,8 +568,39 @@ func TestBadDiskFull(t *testing.T) {
 	}
 }
 
-// fill takes all the room of hyperd's root but free bytes, until the end of the test.
-func fill(t *testing.T, d *host, free uint64) {
+// hostFull fills the host's disk under a container that writes: it gets an
+// error, and what it had on disk before is there after a restart.
+func hostFull(t *testing.T, d *host, img string) {
+	id := container(t, img, "sleep", "1000")
+	sum := must(t, "exec", id, "sh", "-c", "dd if=/dev/urandom of=/before bs=1M count=4 conv=fsync 2>&- && sha256sum /before")
+	free := fill(t, d, 2<<20)
+	r := hyper(t, "exec", id, "dd", "if=/dev/zero", "of=/f", "bs=1M", "count=40", "conv=fsync")
+	if r.code != 1 || !strings.Contains(r.err, "Input/output error") && !strings.Contains(r.err, "No space left") {
+		t.Errorf("dd: %+v", r)
+	}
+	d.signal(syscall.SIGKILL)
+	if err := d.start(); err != nil {
+		t.Fatalf("with a full disk: %v", err)
+	}
+	if out := must(t, "exec", id, "echo", "still here"); out != "still here" {
+		t.Errorf("%q", out)
+	}
+	free()
+	must(t, "restart", "-t", "0", id)
+	if now := must(t, "exec", id, "sha256sum", "/before"); now != sum {
+		t.Errorf("%s after the restart, was %s", now, sum)
+	}
+	must(t, "exec", id, "sh", "-c", "rm -f /f && touch /after && sync /after")
+	must(t, "stop", "-t", "0", id)
+	disk := must(t, "inspect", "-f", "{{.Hyper.disk}}", id)
+	if out, err := exec.Command("e2fsck", "-fn", disk).CombinedOutput(); err != nil {
+		t.Errorf("e2fsck: %v\n%s", err, out)
+	}
+}
+
+// fill takes all the room of hyperd's root but free bytes, until the end of
+// the test or the call of what it returns.
+func fill(t *testing.T, d *host, free uint64) (undo func()) {
 	t.Helper()
 	var st syscall.Statfs_t
 	if err := syscall.Statfs(d.root, &st); err != nil {
@@ -570,10 +615,12 @@ func fill(t *testing.T, d *host, free uint64) {
 		t.Fatal(err)
 	}
 	defer f.Close()
-	t.Cleanup(func() { os.Remove(f.Name()) })
+	undo = func() { os.Remove(f.Name()) }
+	t.Cleanup(undo)
 	if err := syscall.Fallocate(int(f.Fd()), 0, 0, int64(room-free)); err != nil {
 		t.Fatal(err)
 	}
+	return undo
 }
 
 func TestBadFullContainerDisk(t *testing.T) {
@@ -708,6 +755,32 @@ func silentKernel(t *testing.T) []byte {
 	}
 	clear(data[1<<20 : 5<<20])
 	return data
+}
+
+// QEMU is killed before the guest has answered.
+func TestBadKilledWhileBooting(t *testing.T) {
+	silent := filepath.Join(t.TempDir(), "silent")
+	if err := os.WriteFile(silent, silentKernel(t), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	d := another(t, nil, "--kernel", silent)
+	killed := make(chan error, 1)
+	go func() {
+		var vms []string
+		for end := time.Now().Add(20 * time.Second); len(vms) == 0 && time.Now().Before(end); time.Sleep(50 * time.Millisecond) {
+			vms = d.vms()
+		}
+		time.Sleep(500 * time.Millisecond) // it waits for the guest by now
+		pid, err := strconv.Atoi(filepath.Base(strings.Join(vms, "/")))
+		if err == nil {
+			err = syscall.Kill(pid, syscall.SIGKILL)
+		}
+		killed <- err
+	}()
+	refused(t, 125, "stopped before the guest answered: the VMM died (qemu: signal: killed)", "run", "--rm", "hello")
+	if err := <-killed; err != nil {
+		t.Error(err)
+	}
 }
 
 func TestBadPath(t *testing.T) {
