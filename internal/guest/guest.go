@@ -184,7 +184,9 @@ func (c *Client) CloseStdin(ctx context.Context, req *wire.CloseStdinRequest) (*
 	return c.GuestClient.CloseStdin(ctx, &wire.CloseStdinRequest{ContainerId: req.ContainerId, ExecId: req.ExecId, Sent: n})
 }
 
-// Events streams what happens in the guest until the connection ends.
+// Events streams what happens in the guest until the connection ends. Call it
+// once for a connection and receive until it fails: ttrpc can't end a stream
+// early, and one that is not received from holds up the calls for a second.
 func (c *Client) Events(ctx context.Context, req *wire.EventsRequest) (wire.Guest_EventsClient, error) {
 	s, err := c.GuestClient.Events(ctx, req)
 	if err != nil {

@@ -30,7 +30,7 @@ const PortName = "hyper.guest"
 
 const (
 	portPatience = 5 * time.Second // for the port to show up
-	restAfter    = 2 * time.Second  // without a call memory goes back to the kernel
+	restAfter    = 2 * time.Second // without a call memory goes back to the kernel
 )
 
 // Main is hyperstart: PID 1 of the VM, or of a container when its first

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"maps"
 	"os"
-	"regexp"
 	"runtime"
 	"slices"
 	"strconv"
@@ -52,10 +51,17 @@ func newService(version string, m *machine) (*Service, error) {
 	return &Service{version: version, machine: m, spawner: sp, lastCap: last, containers: map[string]*container{}}, nil
 }
 
-var validID = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9_.-]*$`)
-
+// checkID accepts what is safe as the name of a directory.
 func checkID(id string) error {
-	if len(id) > wire.MaxID || !validID.MatchString(id) {
+	ok := id != "" && len(id) <= wire.MaxID && id[0] != '.'
+	for _, c := range []byte(id) {
+		switch {
+		case 'a' <= c && c <= 'z', 'A' <= c && c <= 'Z', '0' <= c && c <= '9', c == '-', c == '_', c == '.':
+		default:
+			ok = false
+		}
+	}
+	if !ok {
 		return status.Errorf(codes.InvalidArgument, "bad id %q", id)
 	}
 	return nil

@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 	"strings"
 	"time"
 
@@ -17,33 +16,27 @@ import (
 // Port returns the path of the virtio-serial port with a name.
 func Port(ctx context.Context, name string) (string, error) {
 	return wait(ctx, "virtio-serial port "+name, func() string {
-		return find("/sys/class/virtio-ports/*/name", name, 0)
+		return find("/sys/class/virtio-ports", "name", name, 0)
 	})
 }
 
 // Disk returns the path of the disk with a serial.
 func Disk(ctx context.Context, serial string) (string, error) {
 	return wait(ctx, "disk "+serial, func() string {
-		if dev := find("/sys/block/*/serial", serial, 0); dev != "" { // virtio-blk
+		if dev := find("/sys/block", "serial", serial, 0); dev != "" { // virtio-blk
 			return dev
 		}
-		return find("/sys/block/*/device/vpd_pg80", serial, 4) // SCSI: a header, then the serial
+		return find("/sys/block", "device/vpd_pg80", serial, 4) // SCSI: a header, then the serial
 	})
 }
 
-// find returns the device whose attribute, found by a pattern that has the
-// device's name as the part of the star, is value after skip bytes.
-func find(pattern, value string, skip int) string {
-	files, _ := filepath.Glob(pattern)
-	for _, f := range files {
-		b, err := os.ReadFile(f)
-		if err != nil || len(b) < skip {
-			continue
-		}
-		if strings.Trim(string(b[skip:]), " \n\x00") == value {
-			prefix, _, _ := strings.Cut(pattern, "*")
-			name, _, _ := strings.Cut(strings.TrimPrefix(f, prefix), "/")
-			return "/dev/" + strings.ReplaceAll(name, "!", "/")
+// find returns the device in a class whose attribute is value after skip bytes.
+func find(class, attribute, value string, skip int) string {
+	devices, _ := os.ReadDir(class)
+	for _, d := range devices {
+		b, err := os.ReadFile(class + "/" + d.Name() + "/" + attribute)
+		if err == nil && len(b) >= skip && strings.Trim(string(b[skip:]), " \n\x00") == value {
+			return "/dev/" + strings.ReplaceAll(d.Name(), "!", "/")
 		}
 	}
 	return ""
