@@ -24,6 +24,7 @@ func newEvents(a *app) *cobra.Command {
 	c.Flags().StringVar(&o.Until, "until", "", "Stream events until this timestamp")
 	c.ValidArgsFunction = cobra.NoFileCompletions
 	c.RunE = run(func(ctx context.Context, _ []string) error {
+		o.Since, o.Until = pointInTime(o.Since), pointInTime(o.Until)
 		return cannot(a.events(ctx, o, text), "show events")
 	})
 	return c

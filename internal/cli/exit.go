@@ -72,6 +72,9 @@ func withCode(code int, err error) error {
 // Docker it is told from the text, which is all that the API carries.
 func startCode(err error) int {
 	text := err.Error()
+	if !strings.HasPrefix(strings.TrimPrefix(text, "Error response from daemon: "), `start "`) {
+		return exitRefused // something else than the program is missing
+	}
 	switch {
 	case strings.Contains(text, "executable file not found"), strings.Contains(text, syscall.ENOENT.Error()):
 		return exitNotFound

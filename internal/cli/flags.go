@@ -3,6 +3,7 @@ package cli
 import (
 	"fmt"
 	"strings"
+	"time"
 	"unicode"
 
 	moby "github.com/moby/moby/client"
@@ -51,3 +52,14 @@ func (f filterValue) Set(s string) error {
 
 func (f filterValue) Type() string   { return "filter" }
 func (f filterValue) String() string { return "" }
+
+// pointInTime makes of an age, as --since and --until take it, the time that
+// it means. The client of the API would cut that to seconds, and --until 0s so
+// leave out what has happened in the last one.
+func pointInTime(s string) string {
+	age, err := time.ParseDuration(s)
+	if err != nil || s == "0" {
+		return s
+	}
+	return time.Now().Add(-age).UTC().Format("2006-01-02T15:04:05.000000000Z07:00")
+}

@@ -22,6 +22,7 @@ func newLogs(a *app) *cobra.Command {
 	c.Flags().StringVar(&o.Until, "until", "", `Show logs before a timestamp (e.g. "2013-01-02T13:23:37Z") or relative (e.g. "42m" for 42 minutes)`)
 	c.ValidArgsFunction = a.completeContainers(1, anyState)
 	c.RunE = run(func(ctx context.Context, args []string) error {
+		o.Since, o.Until = pointInTime(o.Since), pointInTime(o.Until)
 		return cannot(a.logs(ctx, args[0], o), "show the logs of %s", args[0])
 	})
 	return c

@@ -121,7 +121,15 @@ func (r *foreground) run(ctx context.Context) error {
 			_, _ = r.api().ContainerResize(ctx, r.id, moby.ContainerResizeOptions{Height: h, Width: w})
 		})()
 	}
-	return r.finish(ended, exit, stopStreams)
+	if r.stdout || r.stderr {
+		return r.finish(ended, exit)
+	}
+	// With its input alone a container is in the background once it has that.
+	r.println(r.id)
+	if err := <-ended; err != nil && !errors.Is(err, stdio.ErrDetached) {
+		return withCode(exitRefused, cannot(err, "%s", r.action))
+	}
+	return nil
 }
 
 func (r *foreground) streams(conn *client.Stream) *stdio.Session {
@@ -142,7 +150,7 @@ func (r *foreground) streams(conn *client.Stream) *stdio.Session {
 }
 
 // finish waits for the end of the output and of the container.
-func (r *foreground) finish(ended <-chan error, exit *exitWaiter, stopStreams func()) error {
+func (r *foreground) finish(ended <-chan error, exit *exitWaiter) error {
 	fail := func(err error) error { return withCode(exitRefused, cannot(err, "%s", r.action)) }
 	select {
 	case err := <-ended:
@@ -158,9 +166,6 @@ func (r *foreground) finish(ended <-chan error, exit *exitWaiter, stopStreams fu
 		}
 		return status(code)
 	case res := <-exit.done:
-		if !r.stdout && !r.stderr {
-			stopStreams()
-		}
 		if err := <-ended; err != nil && !errors.Is(err, context.Canceled) && !errors.Is(err, stdio.ErrDetached) {
 			return fail(err)
 		}

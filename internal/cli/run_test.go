@@ -122,14 +122,16 @@ func TestRunExitCodes(t *testing.T) {
 		code  int
 		err   string
 	}{
-		{"not found", `400 failed to create task: exec: "foo": executable file not found in $PATH`, "run x foo", 127,
-			"hyper: cannot run: failed to create task: exec: \"foo\": executable file not found in $PATH\n"},
-		{"no such file", `400 exec: "/foo": stat /foo: no such file or directory`, "run x /foo", 127,
-			"hyper: cannot run: exec: \"/foo\": stat /foo: no such file or directory\n"},
-		{"not executable", `400 exec: "/etc": permission denied`, "run x /etc", 126, "hyper: cannot run: exec: \"/etc\": permission denied\n"},
-		{"a directory", `400 exec: "/etc": is a directory`, "run x /etc", 126, "hyper: cannot run: exec: \"/etc\": is a directory\n"},
+		{"not found", `400 start "foo": exec: "foo": executable file not found in $PATH`, "run x foo", 127,
+			"hyper: cannot run: start \"foo\": exec: \"foo\": executable file not found in $PATH\n"},
+		{"no such file", `400 start "/foo": exec: "/foo": stat /foo: no such file or directory`, "run x /foo", 127,
+			"hyper: cannot run: start \"/foo\": exec: \"/foo\": stat /foo: no such file or directory\n"},
+		{"not executable", `400 start "/etc": exec: "/etc": permission denied`, "run x /etc", 126, "hyper: cannot run: start \"/etc\": exec: \"/etc\": permission denied\n"},
+		{"a directory", `400 start "/etc": exec: "/etc": is a directory`, "run x /etc", 126, "hyper: cannot run: start \"/etc\": exec: \"/etc\": is a directory\n"},
 		{"other", `500 no memory`, "run x", 125, "hyper: cannot run: no memory\n"},
-		{"detached", `400 executable file not found`, "run -d x foo", 127, "hyper: cannot run: executable file not found\n"},
+		{"detached", `400 start "foo": executable file not found`, "run -d x foo", 127, "hyper: cannot run: start \"foo\": executable file not found\n"},
+		{"not the program", `400 exec: "qemu": executable file not found in $PATH`, "run x foo", 125,
+			"hyper: cannot run: exec: \"qemu\": executable file not found in $PATH\n"},
 		{"start", `400 executable file not found`, "start c1", 1, "hyper: cannot start c1: executable file not found\n"},
 		{"start attached", `400 executable file not found`, "start -a c1", 1, "hyper: cannot start c1: executable file not found\n"},
 	}

@@ -209,8 +209,9 @@ func (c *container) attachOutputs(ctx context.Context, o AttachOptions) (sinks [
 	return sinks, nil
 }
 
-// attached waits for the end of an attachment: of its outputs, or of the run
-// when it has none. The end of the input ends nothing; a broken one does.
+// attached waits for the end of an attachment: of its outputs, or when it
+// has none of the run or its input. The end of the input ends nothing else; a
+// broken one does.
 func (c *container) attached(ctx context.Context, sinks [2]*sink, input <-chan error) error {
 	var ends []<-chan struct{}
 	for _, k := range sinks {
@@ -218,7 +219,8 @@ func (c *container) attached(ctx context.Context, sinks [2]*sink, input <-chan e
 			ends = append(ends, k.done)
 		}
 	}
-	if len(ends) == 0 {
+	inputOnly := len(ends) == 0
+	if inputOnly {
 		r, err := c.nextRun(ctx)
 		if err != nil {
 			return err
@@ -230,7 +232,7 @@ func (c *container) attached(ctx context.Context, sinks [2]*sink, input <-chan e
 		case <-ends[0]:
 			ends = ends[1:]
 		case err := <-input:
-			if input = nil; err != nil {
+			if input = nil; err != nil || inputOnly {
 				return err
 			}
 		case <-ctx.Done():

@@ -43,9 +43,10 @@ func DetachKeys(s string) ([]byte, error) {
 	return keys, nil
 }
 
-// Run copies until the process has closed its output, the user detaches
-// (ErrDetached) or ctx ends (its cause). Input that is still open does not keep it. It
-// closes the connection.
+// Run copies until the daemon ends the connection, the user detaches
+// (ErrDetached) or ctx ends (its cause). The daemon ends it after the process's
+// output, or when only input is attached, once it has taken all of that. Input
+// that is still open does not keep it. It closes the connection.
 //
 // It owns two goroutines; the one that reads input may be left blocked in a
 // read, since nothing can interrupt that.
@@ -72,9 +73,6 @@ func (s *Session) Run(ctx context.Context) error {
 		case err := <-input:
 			if err != nil {
 				return err
-			}
-			if s.Out == nil && s.Err == nil {
-				return nil
 			}
 		case <-ctx.Done():
 			return context.Cause(ctx)
