@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
 )
 
 // Limits of what may be asked for.
@@ -129,6 +130,9 @@ func (s *Set) check(sp Spec) error {
 		if _, err := s.cfg.Boot(sp.Kernel); err != nil {
 			return textError{err.Error(), errdefs.ErrInvalidArgument} // not "not found": that is the image
 		}
+	}
+	if _, err := parseSignal(sp.StopSignal, unix.SIGTERM); err != nil {
+		return err
 	}
 	_, err := ociSpec(sp, "", nil)
 	return err

@@ -273,10 +273,8 @@ func (m *machine) mountRoot(ctx context.Context, g *guest.Client, c *container, 
 	for _, d := range disks[:len(disks)-1] {
 		req.Rootfs.Layers = append(req.Rootfs.Layers, d.ID)
 	}
-	if _, err := g.CreateContainer(ctx, req); err != nil {
-		return fmt.Errorf("mount root file system: %w", err)
-	}
-	return nil
+	_, err = g.CreateContainer(ctx, req)
+	return err
 }
 
 // files are what Docker puts into every container beside its image.
