@@ -72,7 +72,7 @@ func (a *api) startExec(c *call) error {
 }
 
 // runExec carries the stdio of an exec. As with Docker the connection is taken
-// over first: why a start failed is read as output, its code by inspect.
+// over first: why a start failed is read as error output, its code by inspect.
 func (a *api) runExec(c *call, e pod.Exec, req container.ExecStartRequest) error {
 	var edge execRecord
 	_ = json.Unmarshal(e.Spec.Edge, &edge) // without one there are the default keys
@@ -103,7 +103,7 @@ func (a *api) runExec(c *call, e pod.Exec, req container.ExecStartRequest) error
 		o.Stderr = s.output(stdcopy.Stderr)
 	}
 	if err := a.Containers.StartExec(ctx, e.ID, o); err != nil && !ended(err) {
-		fmt.Fprintf(s.output(stdcopy.Stdout), "%v\r\n", err)
+		fmt.Fprintf(s.output(stdcopy.Stderr), "%v\r\n", err)
 	}
 	return nil
 }

@@ -269,7 +269,7 @@ func TestExec(t *testing.T) {
 		{[]string{"both"}, "", "to out\n", "to err\n", 0},
 		{[]string{"exit", "42"}, "", "", "", 42},
 		{[]string{"cat"}, "through", "through", "", 0},
-		{[]string{"ghost"}, "", "exec: \"ghost\": executable file not found in $PATH\r\n", "", 127},
+		{[]string{"ghost"}, "", "", "exec: \"ghost\": executable file not found in $PATH\r\n", 127},
 	} {
 		created, err := w.ExecCreate(t.Context(), "web", client.ExecCreateOptions{Cmd: tt.args, AttachStdin: tt.in != "", AttachStdout: true, AttachStderr: true})
 		if err != nil {
