@@ -51,7 +51,7 @@ func (d *daemon) describeVMs(i *dockerapi.Info) {
 	} else {
 		add("Guest kernel", files.Name+" ("+files.Kernel+")")
 		i.Components = append(i.Components, dockerapi.Component{Name: "guest kernel", Version: files.Name})
-		if files.Stock {
+		if files.Stock && d.cfg.Kernel == "" {
 			i.Warnings = append(i.Warnings, "WARNING: HyperKernel is not built; pods boot slower with Debian's kernel (make kernel builds it)")
 		}
 	}
