@@ -2,6 +2,7 @@ package pod
 
 import (
 	"fmt"
+	"maps"
 	"path"
 	"slices"
 	"sort"
@@ -38,13 +39,49 @@ func ociSpec(sp Spec, hostname string, size *specs.Box) (*specs.Spec, error) {
 		Linux: &specs.Linux{
 			Namespaces: []specs.LinuxNamespace{{Type: specs.PIDNamespace}, {Type: specs.MountNamespace}},
 			Resources:  resources(sp.Resources),
-			Sysctl:     sp.Sysctls,
+			Sysctl:     sysctls(sp.Sysctls),
 		},
+	}
+	if !sp.Privileged {
+		spec.Linux.Resources.Devices = allowedDevices()
 	}
 	if err := confine(spec, sp); err != nil {
 		return nil, err
 	}
 	return spec, nil
+}
+
+// sysctls adds what was asked for to what Docker sets in a network of a
+// container's own: any user may bind low ports and ping.
+func sysctls(asked map[string]string) map[string]string {
+	all := map[string]string{
+		"net.ipv4.ip_unprivileged_port_start": "0",
+		"net.ipv4.ping_group_range":           "0 2147483647",
+	}
+	maps.Copy(all, asked)
+	return all
+}
+
+// allowedDevices are Docker's: every device may be made, few may be used. The
+// VM's disks are not among them.
+func allowedDevices() []specs.LinuxDeviceCgroup {
+	rules := []specs.LinuxDeviceCgroup{
+		{Allow: false, Access: "rwm"},
+		{Allow: true, Type: "c", Access: "m"},
+		{Allow: true, Type: "b", Access: "m"},
+	}
+	const any = -1
+	for _, d := range [][2]int64{
+		{1, 3}, {1, 5}, {1, 7}, {1, 8}, {1, 9}, // null, zero, full, random, urandom
+		{5, 0}, {5, 1}, {5, 2}, {136, any}, // tty, console, ptmx, pts
+	} {
+		r := specs.LinuxDeviceCgroup{Allow: true, Type: "c", Major: &d[0], Access: "rwm"}
+		if d[1] != any {
+			r.Minor = &d[1]
+		}
+		rules = append(rules, r)
+	}
+	return rules
 }
 
 // confine adds seccomp, masked and read-only paths.
