@@ -89,9 +89,6 @@ func newHost() (*host, error) {
 		dir: dir, bin: filepath.Join(dir, "bin"), root: filepath.Join(dir, "root"), run: filepath.Join(dir, "run"),
 		prefix: fmt.Sprintf("t%02x", os.Getpid()&0xff),
 	}
-	if k := os.Getenv("HYPER_TEST_KERNEL"); k != "" {
-		h.flags = []string{"--kernel", k}
-	}
 	cmd := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w", "-o", h.bin+"/", "./cmd/...")
 	cmd.Dir = "../.."
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
