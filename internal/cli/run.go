@@ -152,6 +152,15 @@ func (r *foreground) streams(conn *client.Stream) *stdio.Session {
 // finish waits for the end of the output and of the container.
 func (r *foreground) finish(ended <-chan error, exit *exitWaiter) error {
 	fail := func(err error) error { return withCode(exitRefused, cannot(err, "%s", r.action)) }
+	over := func(res exitResult) error {
+		switch {
+		case res.err == nil:
+			return status(res.code)
+		case res.code != 0: // its VM ended, not it
+			return withCode(res.code, cannot(res.err, "%s", r.action))
+		}
+		return fail(res.err)
+	}
 	select {
 	case err := <-ended:
 		if errors.Is(err, stdio.ErrDetached) {
@@ -160,19 +169,12 @@ func (r *foreground) finish(ended <-chan error, exit *exitWaiter) error {
 		if err != nil {
 			return fail(err)
 		}
-		code, err := exit.wait()
-		if err != nil {
-			return fail(err)
-		}
-		return status(code)
+		return over(<-exit.done)
 	case res := <-exit.done:
 		if err := <-ended; err != nil && !errors.Is(err, context.Canceled) && !errors.Is(err, stdio.ErrDetached) {
 			return fail(err)
 		}
-		if res.err != nil {
-			return fail(res.err)
-		}
-		return status(res.code)
+		return over(res)
 	}
 }
 
@@ -194,6 +196,8 @@ type exitWaiter struct {
 	done  <-chan exitResult
 }
 
+// An exitResult is how a container ended. With an error and a code, its VM
+// ended for a reason of its own; with an error alone, nobody knows.
 type exitResult struct {
 	code int
 	err  error
@@ -231,7 +235,7 @@ func waited(res moby.ContainerWaitResult) exitResult {
 	select {
 	case v := <-res.Result:
 		if v.Error != nil {
-			return exitResult{err: errors.New(v.Error.Message)}
+			return exitResult{code: int(v.StatusCode), err: errors.New(v.Error.Message)}
 		}
 		return exitResult{code: int(v.StatusCode)}
 	case err := <-res.Error:

@@ -16,7 +16,7 @@ func newWait(a *app) *cobra.Command {
 		var errs []error
 		for _, name := range args {
 			res := waited(a.api().ContainerWait(ctx, name, moby.ContainerWaitOptions{}))
-			if res.err != nil {
+			if res.err != nil && res.code == 0 {
 				errs = append(errs, cannot(res.err, "wait for %s", name))
 				continue
 			}

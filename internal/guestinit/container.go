@@ -17,7 +17,6 @@ import (
 	"github.com/hyper-run/hyper/internal/guest/wire"
 	"github.com/hyper-run/hyper/internal/guestinit/cgroup"
 	"github.com/hyper-run/hyper/internal/guestinit/inroot"
-	"github.com/hyper-run/hyper/internal/guestinit/proc"
 	"github.com/hyper-run/hyper/internal/guestinit/spawn"
 )
 
@@ -289,6 +288,3 @@ func syncRoot(root *inroot.Dir) error {
 	}
 	return nil
 }
-
-// own is the key of a container's own process.
-func own(id string) proc.Key { return proc.Key{Container: id} }

@@ -218,7 +218,7 @@ func (l *launch) spawn() (*spawn.Child, error) {
 	if adj := l.p.OOMScoreAdj; adj != nil && err == nil {
 		// Not before execve: the value belongs to the memory, which was ours.
 		werr := os.WriteFile(fmt.Sprintf("/proc/%d/oom_score_adj", child.PID), fmt.Append(nil, *adj), 0)
-		if werr != nil && !ended(child) && !errors.Is(werr, os.ErrNotExist) {
+		if werr != nil && !isGone(werr) {
 			err = werr
 		}
 	}
@@ -230,12 +230,19 @@ func (l *launch) spawn() (*spawn.Child, error) {
 	return child, nil
 }
 
+// isGone says whether /proc answered so because the process has ended: its
+// files are gone, or still there but of no task. We are root in our own PID
+// namespace: nothing else makes ns/ links say EACCES (proc_ns_get_link).
+func isGone(err error) bool {
+	return errors.Is(err, os.ErrNotExist) || errors.Is(err, syscall.ESRCH) || errors.Is(err, syscall.EACCES)
+}
+
 // adopt makes child the container's own process and remembers its namespaces.
 // A process that has ended already has none, and needs none.
 func (c *container) adopt(child *spawn.Child) error {
 	for _, ns := range []string{"pid", "cgroup"} {
 		f, err := os.Open(fmt.Sprintf("/proc/%d/ns/%s", child.PID, ns))
-		if errors.Is(err, os.ErrNotExist) || errors.Is(err, syscall.ESRCH) {
+		if isGone(err) {
 			break
 		}
 		if err != nil {

@@ -210,7 +210,7 @@ func (m *machine) boot(ctx context.Context, cfg vmm.Config) error {
 	m.bootedAt = time.Now()
 	vm, err := m.set.cfg.Driver.Start(ctx, cfg)
 	if err != nil {
-		return fmt.Errorf("start virtual machine: %w", err)
+		return err // it says which VM
 	}
 	m.vm = vm
 	h := vm.Handle()

@@ -71,9 +71,10 @@ func settings(r *specs.LinuxResources) ([]setting, error) {
 func versionOne(r *specs.LinuxResources) error {
 	m, c := r.Memory, r.CPU
 	for what, asked := range map[string]bool{
-		"network priorities":   r.Network != nil,
-		"RDMA limits":          len(r.Rdma) > 0,
-		"memory swappiness":    m != nil && m.Swappiness != nil,
+		"network priorities": r.Network != nil,
+		"RDMA limits":        len(r.Rdma) > 0,
+		"memory swappiness":  m != nil && m.Swappiness != nil,
+		//lint:ignore SA1019 deprecated, and refused here
 		"kernel memory":        m != nil && (m.Kernel != nil || m.KernelTCP != nil),
 		"no OOM killer":        m != nil && m.DisableOOMKiller != nil && *m.DisableOOMKiller,
 		"real-time scheduling": c != nil && (c.RealtimeRuntime != nil && *c.RealtimeRuntime != 0 || c.RealtimePeriod != nil && *c.RealtimePeriod != 0),

@@ -33,9 +33,9 @@ func clone(args *cloneArgs, size uintptr, first *op, report uintptr) (pid uintpt
 
 // cloneArgs is the kernel's struct clone_args, version 2.
 type cloneArgs struct {
-	flags, pidfd, childTID, parentTID, exitSignal uint64
-	stack, stackSize, tls, setTID, setTIDSize     uint64
-	cgroup                                        uint64
+	flags, pidfd, _, _, exitSignal uint64 // child_tid, parent_tid
+	stack, stackSize, _, _, _      uint64 // tls, set_tid, set_tid_size
+	cgroup                         uint64
 }
 
 // stackSize is more than a child needs: 16 bytes.
