@@ -3,6 +3,7 @@ package cli
 import (
 	"context"
 	"errors"
+	"fmt"
 
 	moby "github.com/moby/moby/client"
 	"github.com/spf13/cobra"
@@ -19,6 +20,9 @@ func newWait(a *app) *cobra.Command {
 			if res.err != nil && res.code == 0 {
 				errs = append(errs, cannot(res.err, "wait for %s", name))
 				continue
+			}
+			if res.err != nil {
+				fmt.Fprintf(a.err, "hyper: %s: %v\n", name, res.err)
 			}
 			a.println(res.code)
 		}

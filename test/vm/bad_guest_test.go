@@ -249,8 +249,7 @@ func TestBadKilledVM(t *testing.T) {
 		})
 		kill(t, "bad-rm")
 		cmd.Wait() //nolint:errcheck // its code is looked at
-		// 125 as Docker's client, for a wait that ended with an error.
-		if code := cmd.ProcessState.ExitCode(); code != 125 || !strings.Contains(stderr.String(), "the VMM died") {
+		if code := cmd.ProcessState.ExitCode(); code != 137 || !strings.Contains(stderr.String(), "the VMM died") {
 			t.Errorf("exit code %d, %s", code, &stderr)
 		}
 		if after := h.settled(t); after != before {
