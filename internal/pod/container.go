@@ -80,8 +80,8 @@ func (c *container) transitionLocked(to Status) error {
 
 func (c *container) view() Container {
 	c.mu.Lock()
-	defer c.mu.Unlock()
-	r := c.rec
+	r, run := c.rec, c.run
+	c.mu.Unlock()
 	v := Container{
 		ID: r.ID, Name: r.Name, PodID: r.PodID, Created: r.Created, Spec: r.Spec,
 		Status: r.Status, ExitCode: r.ExitCode, OOMKilled: r.OOMKilled, Error: r.Error,
@@ -91,12 +91,12 @@ func (c *container) view() Container {
 	if r.Spec.Log.Driver != "none" {
 		v.LogPath = logs.Path(c.set.cfg.Layout.ContainerLogs(r.ID))
 	}
-	if c.run != nil {
-		v.PID = c.run.pid
-		v.Net = networkInfo(c.run.vm.rec.Attachment)
-		info := c.run.vm.rec.Info
+	if run != nil {
+		v.PID = run.pid
+		v.Net = networkInfo(run.vm.rec.Attachment)
+		info := run.vm.rec.Info
 		v.VM = &info
-		v.Execs = c.run.execIDs()
+		v.Execs = run.execIDs()
 	}
 	return v
 }

@@ -118,6 +118,8 @@ func (s *Set) Update(ctx context.Context, ref string, res Resources) error {
 		return err
 	}
 	if r, err := c.running(); err == nil {
+		ctx, cancel := context.WithTimeout(ctx, answerTimeout)
+		defer cancel()
 		if have := r.vm.rec.Info; s.memMiB(sp.Resources) > have.MemMiB || s.cpus(sp.Resources) > have.CPUs {
 			return fmt.Errorf("update container %s: its running VM has %d MiB and %d CPU; stop it to give it more: %w", c.rec.Name, have.MemMiB, have.CPUs, conflict)
 		}

@@ -29,15 +29,16 @@ type run struct {
 	logErrAt time.Time // when a log error was last reported; pumps may race on it harmlessly
 
 	inputMu sync.Mutex // one writer to stdin at a time
-	mu      sync.Mutex // guards what follows
+	opening lock       // guards stdin; held while it is opened
 	stdin   io.WriteCloser
+	mu      sync.Mutex // guards what follows
 	execs   map[string]*exec
 }
 
 func newRun(c *container, m *machine, rr runRecord, log *logs.Log) *run {
 	return &run{
 		c: c, vm: m, pid: rr.PID, log: log, execs: map[string]*exec{},
-		ended: make(chan struct{}), released: make(chan struct{}),
+		ended: make(chan struct{}), released: make(chan struct{}), opening: newLock(),
 	}
 }
 
@@ -166,7 +167,9 @@ func (r *run) waitGuest(ctx context.Context) (*wire.WaitResponse, error) {
 }
 
 // Times given to a guest that may be stuck.
-const (
+var (
+	answerTimeout = 10 * time.Second // to act upon a container; who waits may hold its op
+
 	drainTimeout   = 10 * time.Second // for output to arrive after the exit
 	unmountTimeout = 30 * time.Second // for a clean unmount
 )
@@ -306,6 +309,8 @@ func (s *Set) freeze(ctx context.Context, ref string, to Status) error {
 	if err != nil {
 		return err
 	}
+	ctx, cancel := context.WithTimeout(ctx, answerTimeout)
+	defer cancel()
 	c.op.Lock()
 	defer c.op.Unlock()
 	r, err := c.running()

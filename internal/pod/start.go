@@ -90,14 +90,16 @@ func (s *Set) start(ctx context.Context, c *container) (err error) {
 	if err != nil {
 		return err
 	}
-	if err := m.configure(ctx, g, c); err != nil {
+	gctx, cancel := context.WithTimeout(ctx, s.cfg.StartTimeout)
+	defer cancel()
+	if err := m.configure(gctx, g, c); err != nil {
 		return err
 	}
 	m.rec.Info.BootTime = time.Since(m.bootedAt)
-	if err := m.mountRoot(ctx, g, c, cfg.Disks); err != nil {
+	if err := m.mountRoot(gctx, g, c, cfg.Disks); err != nil {
 		return err
 	}
-	started, err := g.StartProcess(ctx, &wire.StartProcessRequest{
+	started, err := g.StartProcess(gctx, &wire.StartProcessRequest{
 		ContainerId: c.id, User: sp.User, AdditionalGroups: sp.Groups, Stdin: sp.Stdin, Init: sp.Init,
 	})
 	if err != nil {

@@ -345,8 +345,10 @@ func (l lockedWriter) Write(p []byte) (int, error) {
 
 // input returns the stream to the process's standard input.
 func (r *run) input(ctx context.Context) (io.Writer, error) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
+	if err := r.opening.acquire(ctx); err != nil {
+		return nil, fmt.Errorf("open stdin: %w", err)
+	}
+	defer r.opening.release()
 	if r.stdin != nil {
 		return r.stdin, nil
 	}
@@ -364,9 +366,11 @@ func (r *run) input(ctx context.Context) (io.Writer, error) {
 
 // closeInput closes the process's standard input after all that was written.
 func (r *run) closeInput(ctx context.Context) error {
-	r.mu.Lock()
+	if err := r.opening.acquire(ctx); err != nil {
+		return fmt.Errorf("close stdin: %w", err)
+	}
 	w := r.stdin
-	r.mu.Unlock()
+	r.opening.release()
 	if w != nil {
 		if err := w.Close(); err != nil {
 			return err

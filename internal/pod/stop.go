@@ -16,12 +16,11 @@ import (
 
 var conflict = errdefs.ErrConflict
 
-const (
-	defaultStopTimeout = 10 // seconds, as Docker
-	// killTimeout is how long a guest may take to kill a process before its
-	// whole VM is ended.
-	killTimeout = 10 * time.Second
-)
+const defaultStopTimeout = 10 // seconds, as Docker
+
+// killTimeout is how long a guest may take to kill a process before its
+// whole VM is ended.
+var killTimeout = 10 * time.Second
 
 // Stop asks the container's process to end, and ends it when it does not.
 func (s *Set) Stop(ctx context.Context, ref, sig string, timeout *int) error {
@@ -55,12 +54,7 @@ func (r *run) stop(ctx context.Context, sig string, timeout *int) error {
 	} else if sp.StopTimeout != nil {
 		seconds = *sp.StopTimeout
 	}
-	if r.c.view().Status == StatusPaused {
-		// A frozen process can't act on a signal.
-		if err := r.c.set.Resume(ctx, r.c.id); err != nil {
-			return err
-		}
-	}
+	r.thaw(ctx)
 	if err := r.signal(ctx, num); err != nil {
 		r.c.set.log.Warn("stop signal", "container", r.c.id, "err", err)
 	}
@@ -78,6 +72,17 @@ func (r *run) stop(ctx context.Context, sig string, timeout *int) error {
 		return ctx.Err()
 	}
 	return r.kill(ctx)
+}
+
+// thaw resumes what is paused: a frozen process can't act on a signal. That
+// it can't be done must not keep the container from being ended.
+func (r *run) thaw(ctx context.Context) {
+	if r.c.view().Status != StatusPaused {
+		return
+	}
+	if err := r.c.set.Resume(ctx, r.c.id); err != nil && !errdefs.IsConflict(err) {
+		r.c.set.log.Warn("resume to stop", "container", r.c.id, "err", err)
+	}
 }
 
 // kill ends the process for certain: with SIGKILL, or its VM if the guest
@@ -161,11 +166,7 @@ func (s *Set) Kill(ctx context.Context, ref, sig string) error {
 		return textError{"cannot kill container: " + ref + ": " + err.Error(), conflict}
 	}
 	if num == unix.SIGKILL {
-		if c.view().Status == StatusPaused {
-			if err := s.Resume(ctx, c.id); err != nil {
-				return err
-			}
-		}
+		r.thaw(ctx)
 		err = r.kill(ctx)
 	} else {
 		err = r.signal(ctx, num)

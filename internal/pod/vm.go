@@ -43,8 +43,9 @@ type machine struct {
 	ctx    context.Context // ends when this hyperd lets go of the VM
 	cancel context.CancelFunc
 
-	mu     sync.Mutex // guards client; held while dialling
-	client *guest.Client
+	dialling lock // held while dialling
+	mu       sync.Mutex
+	client   *guest.Client // guarded by mu, set under dialling
 }
 
 // redials bounds how often in a row a guest may drop the connection without
@@ -53,19 +54,23 @@ const redials = 5
 
 func newMachine(s *Set, rec vmRecord, vm vmm.VM) *machine {
 	ctx, cancel := context.WithCancel(context.Background())
-	return &machine{set: s, rec: rec, vm: vm, ctx: ctx, cancel: cancel}
+	return &machine{set: s, rec: rec, vm: vm, ctx: ctx, cancel: cancel, dialling: newLock()}
 }
 
 // guest returns the live connection to the guest, dialling when there is none.
 func (m *machine) guest(ctx context.Context) (*guest.Client, error) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if m.client != nil && m.client.Err() == nil {
-		return m.client, nil
+	if err := m.dialling.acquire(ctx); err != nil {
+		return nil, fmt.Errorf("dial guest: %w", err)
 	}
-	if m.client != nil {
-		m.client.Close()
-		m.client = nil
+	defer m.dialling.release()
+	m.mu.Lock()
+	old := m.client
+	m.mu.Unlock()
+	if old != nil && old.Err() == nil {
+		return old, nil
+	}
+	if old != nil {
+		old.Close()
 	}
 	conn, err := m.vm.Dial(ctx)
 	if err != nil {
@@ -75,8 +80,28 @@ func (m *machine) guest(ctx context.Context) (*guest.Client, error) {
 	if err != nil {
 		return nil, fmt.Errorf("dial guest: %w", err)
 	}
+	m.mu.Lock()
 	m.client = c
+	m.mu.Unlock()
+	go m.closeAtEnd(c)
 	return c, nil
+}
+
+// closeAtEnd ends the connection with the VM. One that stopped by itself stays
+// to be read, connection and all, and would never answer a call.
+func (m *machine) closeAtEnd(c *guest.Client) {
+	select {
+	case <-m.vm.Done():
+	case <-c.Done():
+		return
+	}
+	t := time.NewTimer(deathTimeout) // for what it said last to be read
+	defer t.Stop()
+	select {
+	case <-t.C:
+		c.Close()
+	case <-c.Done():
+	}
 }
 
 // firstContact waits for a VM that just started to answer. When it does not,
@@ -112,7 +137,8 @@ func (m *machine) firstContact(ctx context.Context) (*guest.Client, error) {
 	return nil, se
 }
 
-// deathTimeout is how long after its connections the end of a VMM may be seen.
+// deathTimeout is how far apart the end of a VMM and that of its connections
+// may be seen.
 const deathTimeout = time.Second
 
 // dies says, once the guest is lost, whether that is because its VM ended.
