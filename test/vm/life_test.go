@@ -217,7 +217,7 @@ func TestReadOnly(t *testing.T) {
 
 func TestOutOfMemory(t *testing.T) {
 	img := pulled(t, "busybox")
-	r := hyper(t, "run", "--name", "oom", "-m", "32m", img, "sh", "-c", "dd if=/dev/zero of=/dev/null bs=200M count=1; echo $?")
+	r := hyper(t, "run", "--name", "oom", "-m", "32m", img, "sh", "-c", "dd if=/dev/zero of=/dev/null bs=90M count=1; echo $?")
 	t.Cleanup(func() { cleanup(t, "rm", "-f", "oom") })
 	if oom := must(t, "inspect", "--format", "{{.State.OOMKilled}}", "oom"); oom != "true" {
 		t.Errorf("OOMKilled %s, exit code %d, %s", oom, r.code, r.err)
