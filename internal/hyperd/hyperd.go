@@ -354,13 +354,17 @@ const (
 )
 
 func (d *daemon) serve(ctx context.Context) error {
+	// What the server does not know any more, since a connection was taken
+	// over from it, ends with base.
+	base, cut := context.WithCancel(context.WithoutCancel(ctx))
+	defer cut()
 	srv := &http.Server{
 		Handler: dockerapi.New(dockerapi.Config{
 			Containers: d.pods, Images: d.images, Events: d.events, Info: d.info, Log: d.log,
 		}),
 		ReadHeaderTimeout: headerTimeout, IdleTimeout: idleTimeout, MaxHeaderBytes: maxHeaderBytes,
 		ErrorLog:    slog.NewLogLogger(d.log.Handler(), slog.LevelDebug),
-		BaseContext: func(net.Listener) context.Context { return context.WithoutCancel(ctx) },
+		BaseContext: func(net.Listener) context.Context { return base },
 	}
 	failed := make(chan error, 1)
 	go func() { failed <- srv.Serve(d.listener) }()

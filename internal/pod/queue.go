@@ -74,7 +74,7 @@ func (q *queue) releaseLocked(b []byte) {
 	}
 }
 
-// lift takes the limit away: the process has exited.
+// lift takes the limit away: the process has exited, or hyperd ends.
 func (q *queue) lift() {
 	q.mu.Lock()
 	defer q.mu.Unlock()

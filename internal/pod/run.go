@@ -93,6 +93,7 @@ type ending struct {
 func (r *run) supervise() {
 	e, ok := r.wait()
 	if !ok {
+		r.liftQueues()
 		r.pumps.Wait()
 		r.log.Close()
 		return
@@ -208,9 +209,7 @@ func (r *run) finish(e ending) {
 
 // drain waits for the pumps to deliver all that the process printed.
 func (r *run) drain() bool {
-	for _, q := range r.queues {
-		q.lift()
-	}
+	r.liftQueues()
 	done := make(chan struct{})
 	go func() {
 		r.pumps.Wait()
@@ -225,6 +224,13 @@ func (r *run) drain() bool {
 		return true
 	case <-t.C:
 		return false
+	}
+}
+
+// liftQueues lets the pumps go on without the slowest client.
+func (r *run) liftQueues() {
+	for _, q := range r.queues {
+		q.lift()
 	}
 }
 

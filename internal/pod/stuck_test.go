@@ -113,3 +113,20 @@ func TestGuestThatDiesWhileConfigured(t *testing.T) {
 	})
 	b.driver.Guest = serveFakeGuest
 }
+
+// The end of hyperd does not wait for a client that reads nothing.
+func TestEndWithStuckClient(t *testing.T) {
+	b := newBench(t)
+	id := b.create(sh("yes"))
+	pr, pw := io.Pipe()
+	attached := make(chan struct{})
+	go b.set.Attach(t.Context(), id, AttachOptions{Stdout: pw, Stream: true, Attached: func() { close(attached) }}) //nolint:errcheck // ends with the test
+	<-attached
+	if err := b.set.Start(t.Context(), id); err != nil {
+		t.Fatal(err)
+	}
+	time.Sleep(200 * time.Millisecond) // the queue fills
+	within(t, "end of hyperd", b.down)
+	pr.Close()
+	b.up()
+}
