@@ -136,7 +136,9 @@ func (l *Log) Rewind() {
 }
 
 // Write appends what came next of the stream and returns how far the stream
-// is safe in the log; the rest is held until its line ends.
+// is safe in the log; the rest is held until its line ends. What can't be
+// written, the disk being full, is missing in the log but counts as consumed:
+// the guest forgets it, so that no later offset may point before it.
 func (l *Log) Write(s Stream, p []byte) (uint64, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -206,19 +208,22 @@ func (l *Log) commitLocked(s Stream, logged uint64) (uint64, error) {
 	}
 	if l.opts.MaxBytes > 0 && m.size > 0 && m.size+int64(len(l.buf)) > l.opts.MaxBytes {
 		if err := l.rotateLocked(); err != nil {
+			m.off[s] += logged
+			l.mark.set(m)
 			return m.off[s], fmt.Errorf("rotate log: %w", err)
 		}
 		m.size = 0
 	}
 	n, err := l.f.Write(l.buf)
+	m.off[s] += logged
 	if err != nil {
 		// A torn record must not stay: the next one would join it.
 		terr := l.f.Truncate(m.size)
 		_, serr := l.f.Seek(m.size, 0)
+		l.mark.set(m)
 		return m.off[s], errors.Join(fmt.Errorf("write log: %w", err), terr, serr)
 	}
 	m.size += int64(n)
-	m.off[s] += logged
 	l.mark.set(m)
 	close(l.grown)
 	l.grown = make(chan struct{})
@@ -229,7 +234,7 @@ func (l *Log) rotateLocked() error {
 	keep := max(l.opts.MaxFiles, 1) - 1
 	name := Path(l.dir)
 	if keep == 0 {
-		if err := os.Remove(name); err != nil {
+		if err := os.Remove(name); err != nil && !errors.Is(err, os.ErrNotExist) {
 			return err
 		}
 	}
@@ -248,6 +253,10 @@ func (l *Log) rotateLocked() error {
 	}
 	l.f.Close()
 	l.f = f
+	// Before anything is in it: on reopening, the old length would cut it.
+	p := l.mark.get()
+	p.size = 0
+	l.mark.set(p)
 	return nil
 }
 
@@ -264,6 +273,13 @@ func (l *Log) Close() error {
 	err := l.f.Close()
 	l.f = nil
 	return err
+}
+
+// current opens the current file for reading, not while it is rotated.
+func (l *Log) current() (*os.File, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return os.Open(Path(l.dir))
 }
 
 // wait returns a channel that is closed at the next append.

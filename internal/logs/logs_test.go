@@ -240,3 +240,74 @@ func FuzzRecord(f *testing.F) {
 		}
 	})
 }
+
+// A full disk loses records, but what follows still has the stream's offsets:
+// the guest has forgotten what was not written.
+func TestFullDiskCountsOn(t *testing.T) {
+	dir := t.TempDir()
+	l := mustOpen(t, dir, Options{})
+	write(t, l, Stdout, "one\n")
+	file := l.f
+	full, err := os.OpenFile("/dev/full", os.O_RDWR, 0)
+	if err != nil {
+		t.Skip(err)
+	}
+	defer full.Close()
+	l.f = full
+	if off, err := l.Write(Stdout, []byte("lost\nhalf")); err == nil || off != 9 {
+		t.Errorf("safe up to %d, %v; want 9 and an error", off, err)
+	}
+	l.f = file
+	if off := write(t, l, Stdout, "\ntwo\n"); off != 18 {
+		t.Errorf("safe up to %d, want 18", off)
+	}
+	if diff := cmp.Diff([]string{"stdout:one\n", "stdout:half\n", "stdout:two\n"}, collect(t, dir, l, all)); diff != "" {
+		t.Error(diff)
+	}
+}
+
+// A crash after a rotation, before the mark of what was written then.
+func TestReopenAfterCutRotation(t *testing.T) {
+	dir := t.TempDir()
+	l := mustOpen(t, dir, Options{})
+	write(t, l, Stdout, "one\n")
+	if err := l.rotateLocked(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := l.f.Write(appendRecord(nil, Stdout, []byte("much longer than one\n"), time.Now())); err != nil {
+		t.Fatal(err)
+	}
+	l.Close()
+	l = mustOpen(t, dir, Options{})
+	write(t, l, Stdout, "again\n")
+	if diff := cmp.Diff([]string{"stdout:again\n"}, collect(t, dir, l, all)); diff != "" {
+		t.Error(diff)
+	}
+}
+
+// Who follows a log that keeps one file is not told that it is gone while it
+// is rotated.
+func TestFollowWhileRotating(t *testing.T) {
+	dir := t.TempDir()
+	l := mustOpen(t, dir, Options{MaxBytes: 200})
+	write(t, l, Stdout, "start\n")
+	done := make(chan struct{})
+	ended := make(chan struct{})
+	o := all
+	o.Follow, o.Done = true, done
+	go func() {
+		defer close(ended)
+		for range Read(t.Context(), dir, l, o) {
+		}
+	}()
+	for range 20000 {
+		write(t, l, Stdout, strings.Repeat("x", 90)+"\n")
+	}
+	select {
+	case <-ended:
+		t.Error("ended while the log went on")
+	default:
+	}
+	close(done)
+	<-ended
+}

@@ -106,7 +106,7 @@ func (r *reading) follow(ctx context.Context, files []*os.File) error {
 		} else if err := waitGrown(ctx, r.log.wait(), r.o); err != nil {
 			return err
 		}
-		next, err := os.Open(Path(r.dir))
+		next, err := r.log.current()
 		if errors.Is(err, os.ErrNotExist) {
 			return nil // removed
 		}

@@ -129,7 +129,6 @@ func (r *run) pumpOnce(s logs.Stream, q *queue, next *uint64) error {
 				// A full disk must not stop the container: its output goes
 				// on to those attached, and is missing in the log.
 				r.logFailed(lerr)
-				safe = *next
 			}
 			q.push(chunk{buf[:n], sinks})
 			if err := out.Ack(safe); err != nil {
