@@ -3,6 +3,8 @@ package main
 
 import (
 	"context"
+	"errors"
+	"flag"
 	"fmt"
 	"os"
 	"os/signal"
@@ -18,8 +20,14 @@ func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
 	cfg, err := hyperd.ParseArgs(os.Args[1:], os.Stderr)
-	if err != nil {
+	switch {
+	case errors.Is(err, flag.ErrHelp):
+		return
+	case err != nil:
 		os.Exit(2) // ParseArgs has said why
+	case cfg.ShowVersion:
+		fmt.Println("hyperd", version)
+		return
 	}
 	cfg.Version = version
 	if err := hyperd.Run(ctx, cfg, hyperd.Parts{}); err != nil {

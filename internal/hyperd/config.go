@@ -19,7 +19,8 @@ import (
 // A Config is what hyperd was told at start. To add an option: a field here
 // with its meaning and unit, a flag in ParseArgs, a line in docs/hyperd.md.
 type Config struct {
-	Version string
+	Version     string
+	ShowVersion bool // print it and exit
 
 	Layout        store.Layout
 	Accel         vmm.Accel
@@ -65,6 +66,7 @@ func ParseArgs(args []string, out io.Writer) (Config, error) {
 	})
 	fs.BoolVar(&c.Doctor, "doctor", false, "check this host, say how to mend what is missing, and exit")
 	fs.DurationVar(&c.BootTimeout, "boot-timeout", time.Minute, "how long a guest may take to answer")
+	fs.BoolVar(&c.ShowVersion, "version", false, "print the version and exit")
 	fs.BoolVar(&c.Debug, "debug", false, "log more")
 	if err := fs.Parse(args); err != nil {
 		return c, err
