@@ -92,8 +92,8 @@ func (s *Set) adoptVM(ctx context.Context, rec vmRecord, execs map[string]execRe
 	if err != nil {
 		return err
 	}
-	if c == nil || vm == nil {
-		// Nothing ran in it yet, or it is gone.
+	if c == nil || vm == nil || rec.Containers[c.id].Ended != nil {
+		// Nothing ran in it yet, or it is gone, or nothing runs in it any more.
 		if c != nil && !c.rec.FinishedAt.After(rec.Containers[c.id].StartedAt) {
 			c.lost(rec.Containers[c.id])
 		}
@@ -136,6 +136,9 @@ func (c *container) lost(rr runRecord) {
 	defer c.mu.Unlock()
 	c.rec.Status, c.rec.ExitCode, c.rec.StartedAt, c.rec.FinishedAt = StatusExited, 255, rr.StartedAt, time.Now()
 	c.rec.Error = "the virtual machine ended while hyperd was not running"
+	if e := rr.Ended; e != nil {
+		c.rec.ExitCode, c.rec.OOMKilled, c.rec.FinishedAt, c.rec.Error = e.Code, e.OOM, e.At, ""
+	}
 }
 
 // adoptExec goes on draining an exec whose client is gone.

@@ -45,6 +45,8 @@ type container struct {
 	op        sync.Mutex
 	reclaimed <-chan struct{} // guarded by op: closed when what the last run had is given back; may be nil
 
+	saving sync.Mutex // held while the record is written or deleted, so that the last state stays
+
 	mu      sync.Mutex // guards what follows
 	rec     record     // rec.Status is the container's state
 	run     *run       // what only a running container has
@@ -127,6 +129,8 @@ func (c *container) live() (*run, error) {
 // save writes the record where it belongs. A container that removes itself
 // must not outlive the host's boot, so its record need not either.
 func (c *container) save() error {
+	c.saving.Lock()
+	defer c.saving.Unlock()
 	c.mu.Lock()
 	r := c.rec
 	removed := c.removed

@@ -30,6 +30,8 @@ func (s *Set) Create(ctx context.Context, o CreateOptions) (string, []string, er
 		o.Spec.DiskBytes = defaultDiskBytes
 	}
 	c := s.newContainer(record{ID: newID(), PodID: newID(), Created: time.Now(), Spec: o.Spec, Status: StatusCreated})
+	c.op.Lock() // who finds it by its name waits until it is whole
+	defer c.op.Unlock()
 	if err := s.claim(c, o.Name); err != nil {
 		return "", nil, err
 	}
@@ -79,21 +81,28 @@ func (c *container) unmake() error {
 	if err := os.RemoveAll(c.set.cfg.Layout.Container(c.id)); err != nil {
 		return err
 	}
-	c.mu.Lock()
-	c.removed = true
-	c.mu.Unlock()
 	st := c.set.cfg.Store
 	if c.rec.Spec.AutoRemove {
 		st = c.set.cfg.Runtime
 	}
-	if err := st.Delete(bucketContainers, c.id); err != nil {
+	c.saving.Lock()
+	err := st.Delete(bucketContainers, c.id)
+	if err == nil {
+		c.mu.Lock()
+		c.removed = true
+		c.mu.Unlock()
+	}
+	c.saving.Unlock()
+	if err != nil {
 		return err
 	}
 	c.set.mu.Lock()
 	defer c.set.mu.Unlock()
 	delete(c.set.containers, c.id)
-	if c.set.names[c.rec.Name] == c.id {
-		delete(c.set.names, c.rec.Name)
+	for name, id := range c.set.names { // two of them while it is renamed
+		if id == c.id {
+			delete(c.set.names, name)
+		}
 	}
 	return nil
 }
@@ -148,6 +157,10 @@ func (s *Set) Rename(_ context.Context, ref, name string) error {
 		return textError{fmt.Sprintf("Invalid container name (%s), only [a-zA-Z0-9][a-zA-Z0-9_.-] are allowed", name), errdefs.ErrInvalidArgument}
 	}
 	s.mu.Lock()
+	if s.containers[c.id] == nil {
+		s.mu.Unlock()
+		return notFound("No such container: " + ref)
+	}
 	if id, taken := s.names[name]; taken {
 		s.mu.Unlock()
 		return nameTaken(name, id)

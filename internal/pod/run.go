@@ -184,6 +184,12 @@ func (r *run) finish(e ending) {
 		s.log.Warn("output did not end with its process", "container", c.id)
 	}
 	if !c.rec.Spec.AutoRemove && e.detail == "" {
+		rr := r.vm.rec.Containers[c.id]
+		rr.Ended = &endRecord{e.code, e.oom, e.at}
+		r.vm.rec.Containers[c.id] = rr
+		if err := r.vm.save(); err != nil {
+			s.log.Error("record end", "container", c.id, "err", err)
+		}
 		if err := r.unmount(ctx); err != nil {
 			s.log.Warn("unmount container", "container", c.id, "err", err)
 		}
@@ -287,7 +293,7 @@ func (s *Set) Wait(ctx context.Context, ref string, cond WaitCondition) (<-chan 
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	ch := make(chan ExitStatus, 1)
-	if cond == WaitNotRunning && c.run == nil {
+	if c.removed || cond == WaitNotRunning && c.run == nil {
 		ch <- ExitStatus{Code: c.rec.ExitCode, Error: c.rec.Error}
 		return ch, nil
 	}

@@ -205,7 +205,15 @@ func (s *Set) Remove(ctx context.Context, ref string, force bool) error {
 	if err != nil {
 		return err
 	}
-	if r, err := c.running(); err == nil {
+	for {
+		done, err := c.removeStopped(ctx)
+		if done {
+			return err
+		}
+		r, err := c.running()
+		if err != nil {
+			continue // it has just ended
+		}
 		if !force {
 			return textError{fmt.Sprintf("cannot remove container \"%s\": container is %s: stop the container before removing or force remove", c.rec.Name, c.view().Status), conflict}
 		}
@@ -213,12 +221,23 @@ func (s *Set) Remove(ctx context.Context, ref string, force bool) error {
 			return err
 		}
 	}
+}
+
+// removeStopped removes the container unless it runs, or does once a start
+// that is under way is done.
+func (c *container) removeStopped(ctx context.Context) (done bool, err error) {
+	if _, err := c.running(); err == nil {
+		return false, nil
+	}
 	c.op.Lock()
 	defer c.op.Unlock()
 	if c.isRemoved() {
-		return nil // by --rm, or by somebody else meanwhile
+		return true, nil // by --rm, or by somebody else meanwhile
 	}
-	return c.removeLocked(context.WithoutCancel(ctx))
+	if _, err := c.running(); err == nil {
+		return false, nil
+	}
+	return true, c.removeLocked(context.WithoutCancel(ctx))
 }
 
 // removeLocked deletes the container. Precondition: c.op is held, and it does
@@ -235,6 +254,7 @@ func (c *container) removeLocked(context.Context) error {
 		c.mu.Lock()
 		c.rec.Error = "remove: " + err.Error()
 		terr := c.transitionLocked(before)
+		c.notifyLocked(ExitStatus{Code: c.rec.ExitCode, Error: c.rec.Error}, WaitRemoved)
 		c.mu.Unlock()
 		return errors.Join(fmt.Errorf("remove container %s: %w", c.rec.Name, err), terr)
 	}

@@ -30,6 +30,15 @@ type runRecord struct {
 	StartedAt time.Time
 	Paused    bool
 	Stdin     bool
+	Ended     *endRecord `json:",omitempty"` // nil: not yet
+}
+
+// An endRecord is how a process ended, kept from before the guest is told to
+// forget it until the container's record has it.
+type endRecord struct {
+	Code int
+	OOM  bool
+	At   time.Time
 }
 
 // A machine is the VM of a pod, with all the pod has on the host because of
