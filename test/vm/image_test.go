@@ -1,10 +1,21 @@
 package vm
 
 import (
+	"archive/tar"
+	"bytes"
+	"fmt"
+	"io"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
+
+	"github.com/google/go-containerregistry/pkg/name"
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/google/go-containerregistry/pkg/v1/mutate"
+	"github.com/google/go-containerregistry/pkg/v1/remote"
+	"github.com/google/go-containerregistry/pkg/v1/tarball"
 )
 
 // What an image holds, seen from inside its VM.
@@ -107,4 +118,50 @@ func TestStockKernel(t *testing.T) {
 	if !strings.Contains(out, "cloud-amd64") || !strings.Contains(out, "inet ") || !strings.Contains(out, "writable") {
 		t.Errorf("got %q", out)
 	}
+}
+
+// More layers than a VM takes disks: they are merged.
+func TestManyLayers(t *testing.T) {
+	img := archive(t, "busybox")
+	const n = 40
+	for i := range n {
+		l, err := fileLayer(map[string]string{"last": strconv.Itoa(i), fmt.Sprintf("layer-%d", i): "x"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if img, err = mutate.AppendLayers(img, l); err != nil {
+			t.Fatal(err)
+		}
+	}
+	ref, err := name.ParseReference(h.registry+"/many:latest", name.Insecure)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := remote.Write(ref, img); err != nil {
+		t.Fatal(err)
+	}
+	defer cleanup(t, "rmi", ref.String())
+	out := must(t, "run", "--rm", ref.String(), "sh", "-c", "ls / | grep -c layer-; cat /last; wc -l < /proc/partitions")
+	if !strings.HasPrefix(out, "40\n39") {
+		t.Errorf("got %q", out)
+	}
+}
+
+// fileLayer is a layer with these files in its root.
+func fileLayer(files map[string]string) (v1.Layer, error) {
+	var b bytes.Buffer
+	tw := tar.NewWriter(&b)
+	for name, text := range files {
+		err := tw.WriteHeader(&tar.Header{Name: name, Typeflag: tar.TypeReg, Mode: 0o644, Size: int64(len(text))})
+		if err != nil {
+			return nil, err
+		}
+		if _, err := tw.Write([]byte(text)); err != nil {
+			return nil, err
+		}
+	}
+	if err := tw.Close(); err != nil {
+		return nil, err
+	}
+	return tarball.LayerFromOpener(func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(b.Bytes())), nil })
 }
