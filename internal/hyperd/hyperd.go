@@ -103,8 +103,14 @@ func (d *daemon) onClose(f func() error) { d.closers = append(d.closers, f) }
 // open opens the parts, each after what it needs.
 func (d *daemon) open(ctx context.Context, parts Parts) error {
 	l := d.cfg.Layout
-	for _, dir := range []string{l.Root, l.Run, l.Boot(), l.Containers(), l.Pods(), l.Tmp()} {
-		if err := os.MkdirAll(dir, 0o711); err != nil {
+	// Others may pass through Run to the socket, whose mode decides.
+	for dir, mode := range map[string]os.FileMode{l.Root: 0o700, l.Run: 0o711} {
+		if err := os.MkdirAll(dir, mode); err != nil {
+			return err
+		}
+	}
+	for _, dir := range []string{l.Boot(), l.Containers(), l.Pods()} {
+		if err := os.MkdirAll(dir, 0o700); err != nil {
 			return err
 		}
 	}

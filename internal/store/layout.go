@@ -20,7 +20,6 @@ func (l Layout) Containers() string             { return filepath.Join(l.Root, "
 func (l Layout) Container(id string) string     { return filepath.Join(l.Containers(), id) }
 func (l Layout) ContainerDisk(id string) string { return filepath.Join(l.Container(id), "disk.ext4") }
 func (l Layout) ContainerLogs(id string) string { return filepath.Join(l.Container(id), "logs") }
-func (l Layout) Tmp() string                    { return filepath.Join(l.Root, "tmp") }
 
 // Paths that do not.
 func (l Layout) Socket() string { return filepath.Join(l.Run, "hyper.sock") }
