@@ -35,7 +35,8 @@ build:
 demo: deps build
 	test/demo.sh
 
-test: check deps kernel build
+test: deps kernel build
+	test/lint.sh --if-available '$(STATICCHECK)' '$(GOLANGCI_LINT)'
 	HYPER_TEST_KERNEL=$(HYPER_CACHE)/kernel/hyperkernel/kernel go test $(RACE) -timeout 30m ./...
 
 check:
