@@ -28,7 +28,7 @@ func Release(path string) (string, error) {
 	release, err := readRelease(path)
 	switch {
 	case errors.Is(err, os.ErrNotExist):
-		return "", fmt.Errorf("read kernel %s: no such file: %w", path, errdefs.ErrNotFound)
+		return "", errdefs.ErrNotFound.WithMessage(fmt.Sprintf("read kernel %s: no such file", path))
 	case err != nil:
 		return "", fmt.Errorf("read kernel %s: %w: %w", path, err, errdefs.ErrInvalidArgument)
 	case !releaseRE.MatchString(release):

@@ -3,9 +3,12 @@ package image
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"strings"
+	"syscall"
 
 	"github.com/containerd/containerd/v2/core/images"
 	"github.com/containerd/containerd/v2/core/images/archive"
@@ -38,8 +41,13 @@ func (s *Store) Load(ctx context.Context, r io.Reader, progress func(Progress)) 
 	}
 	defer tar.Close()
 	desc, err := archive.ImportIndex(ctx, s.content, tar)
-	if err != nil {
+	var onDisk *fs.PathError
+	switch {
+	case err == nil:
+	case ctx.Err() != nil || errors.As(err, &onDisk) || errors.Is(err, syscall.ENOSPC):
 		return nil, fmt.Errorf("load images: %w", err)
+	default:
+		return nil, errdefs.ErrInvalidArgument.WithMessage(fmt.Sprintf("load images: not an image archive: %v", err))
 	}
 	raw, err := s.readBlob(ctx, desc, maxConfig)
 	if err != nil {
