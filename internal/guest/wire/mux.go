@@ -2,6 +2,7 @@ package wire
 
 import (
 	"encoding/binary"
+	"errors"
 	"io"
 	"net"
 	"time"
@@ -24,7 +25,7 @@ func muxConfig() *yamux.Config {
 // MuxHost multiplexes a session as the host, which opens all streams. The
 // guest can't open any, so that it can't fill the host's memory with them.
 func MuxHost(conn net.Conn) (*yamux.Session, error) {
-	s, err := yamux.Client(&muxConn{Conn: conn}, muxConfig())
+	s, err := yamux.Client(&muxConn{Conn: &muxFilter{Conn: conn}}, muxConfig())
 	if err != nil {
 		return nil, err
 	}
@@ -48,9 +49,13 @@ type muxConn struct {
 	buf []byte
 }
 
+// Of yamux's framing: version(1) type(1) flags(2) stream(4) length(4); only
+// data has a body, of that length.
 const (
 	muxHeaderLen = 12
 	muxTypeData  = 0
+	muxTypePing  = 2
+	muxFlagSYN   = 1
 )
 
 func (c *muxConn) Write(p []byte) (int, error) {
@@ -74,4 +79,53 @@ func (c *muxConn) Write(p []byte) (int, error) {
 	}
 	n, err := c.Conn.Write(p[head:])
 	return head + n, err
+}
+
+// A muxFilter ends the session when the guest pings, which nothing of ours
+// does: yamux answers from a goroutine of its own, and would have as many of
+// them as a guest that does not read likes.
+type muxFilter struct {
+	net.Conn
+	frames muxFrames
+}
+
+func (c *muxFilter) Read(p []byte) (int, error) {
+	n, err := c.Conn.Read(p)
+	if ferr := c.frames.check(p[:n]); ferr != nil {
+		c.Conn.Close()
+		return 0, ferr
+	}
+	return n, err
+}
+
+// muxFrames follows the frames of what is read.
+type muxFrames struct {
+	header [muxHeaderLen]byte
+	have   int    // bytes of the header seen
+	left   uint32 // bytes of the body still to come
+}
+
+func (f *muxFrames) check(p []byte) error {
+	for len(p) > 0 {
+		if f.left > 0 {
+			n := min(f.left, uint32(len(p)))
+			f.left -= n
+			p = p[n:]
+			continue
+		}
+		n := copy(f.header[f.have:], p)
+		f.have += n
+		p = p[n:]
+		if f.have < muxHeaderLen {
+			return nil
+		}
+		f.have = 0
+		switch f.header[1] {
+		case muxTypeData:
+			f.left = binary.BigEndian.Uint32(f.header[8:])
+		case muxTypePing:
+			return errors.New("mux: the guest sent a ping")
+		}
+	}
+	return nil
 }
