@@ -127,6 +127,11 @@ func (s *Set) adopted(ctx context.Context, rec vmRecord) (vmm.VM, error) {
 	if errors.Is(err, vmm.ErrGone) {
 		return nil, nil
 	}
+	if sw, ok := s.cfg.Driver.(vmm.Sweeper); err != nil && ctx.Err() == nil && ok {
+		// Nobody could ever control it, and it holds the container's disk.
+		s.log.Error("end a virtual machine that can't be adopted", "pod", rec.PodID, "err", err)
+		return nil, sw.Sweep(ctx, vmID(rec.PodID))
+	}
 	return vm, err
 }
 

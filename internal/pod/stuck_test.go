@@ -2,6 +2,7 @@ package pod
 
 import (
 	"context"
+	"errors"
 	"io"
 	"net"
 	"testing"
@@ -9,6 +10,7 @@ import (
 
 	"github.com/hyper-run/hyper/internal/guest/wire"
 	"github.com/hyper-run/hyper/internal/vmm"
+	"github.com/hyper-run/hyper/internal/vmm/vmmtest"
 )
 
 // impatient makes a guest that does not answer be given up soon.
@@ -129,4 +131,31 @@ func TestEndWithStuckClient(t *testing.T) {
 	within(t, "end of hyperd", b.down)
 	pr.Close()
 	b.up()
+}
+
+type unadoptable struct{ *vmmtest.Fake }
+
+func (unadoptable) Adopt(context.Context, vmm.Handle) (vmm.VM, error) {
+	return nil, errors.New("no answer")
+}
+
+// A VM that can't be adopted is ended: it would hold the container's disk for
+// good. Not so when hyperd itself was told to end meanwhile.
+func TestAdoptWhatCantBe(t *testing.T) {
+	b := newBench(t)
+	id := b.start(sh("sleep 1000"))
+	r, err := b.set.mustFind(t, id).running()
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.set.cfg.Driver = unadoptable{b.driver}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := b.set.adopted(ctx, r.vm.rec); err == nil || b.driver.VMs() != 1 {
+		t.Errorf("told to end: %v, %d VMs", err, b.driver.VMs())
+	}
+	if vm, err := b.set.adopted(t.Context(), r.vm.rec); vm != nil || err != nil || b.driver.VMs() != 0 {
+		t.Errorf("%v, %v, %d VMs", vm, err, b.driver.VMs())
+	}
+	b.wait(id)
 }

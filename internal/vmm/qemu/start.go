@@ -21,7 +21,8 @@ import (
 )
 
 const (
-	// startTimeout bounds the time until QEMU answers; 0.1 s is usual.
+	// startTimeout bounds the time until QEMU answers, a new one or one that is
+	// adopted (hyperd does not serve before); 0.1 s is usual.
 	startTimeout = 30 * time.Second
 	// maxLog is how much of QEMU's output is shown.
 	maxLog = 16 << 10
@@ -168,6 +169,8 @@ func (d *Driver) Adopt(ctx context.Context, h vmm.Handle) (vmm.VM, error) {
 	if h.Driver != driverName {
 		return fail(fmt.Errorf("it belongs to driver %q: %w", h.Driver, errdefs.ErrInvalidArgument))
 	}
+	ctx, cancel := context.WithTimeoutCause(ctx, startTimeout, fmt.Errorf("QEMU did not answer within %v", startTimeout))
+	defer cancel()
 	p, err := adoptProcess(h)
 	if err != nil {
 		return fail(err)
