@@ -190,13 +190,6 @@ func (l *Log) Flush(s Stream) (uint64, error) {
 	return l.commitLocked(s, uint64(n))
 }
 
-// Pending returns a copy of what is held of the stream.
-func (l *Log) Pending(s Stream) []byte {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return bytes.Clone(l.pending[s])
-}
-
 // commitLocked appends l.buf, which holds logged bytes of the stream.
 func (l *Log) commitLocked(s Stream, logged uint64) (uint64, error) {
 	m := l.mark.get()

@@ -36,10 +36,68 @@ const maxRecord = 6*maxLine + 256
 // of that directory, needed only to follow; it may be nil.
 func Read(ctx context.Context, dir string, l *Log, o ReadOptions) iter.Seq2[Record, error] {
 	return func(yield func(Record, error) bool) {
-		r := reading{dir: dir, log: l, o: o, yield: yield}
+		r := reading{dir: dir, log: l, o: o, yield: yield, limit: -1}
 		if err := r.run(ctx); err != nil && !errors.Is(err, errStop) {
 			yield(Record{}, err)
 		}
+	}
+}
+
+// A Frozen is a log as it was at one moment, whatever is appended or rotated
+// since. Close it.
+type Frozen struct {
+	files   []*os.File // oldest first
+	size    int64      // of the last file, -1: all of it
+	pending [2][]byte
+}
+
+// Freeze takes the log in dir as it is now. l is the open Log of that
+// directory, nil when nobody writes it.
+func Freeze(dir string, l *Log) (*Frozen, error) {
+	f := &Frozen{size: -1}
+	if l != nil {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		f.size = l.mark.get().size
+		for s, p := range l.pending {
+			f.pending[s] = bytes.Clone(p)
+		}
+	}
+	var err error
+	if f.files, err = openFiles(dir); err != nil {
+		f.Close()
+		return nil, err
+	}
+	return f, nil
+}
+
+// Records yields what was logged, oldest first; once.
+func (f *Frozen) Records(ctx context.Context, o ReadOptions) iter.Seq2[Record, error] {
+	return func(yield func(Record, error) bool) {
+		r := reading{o: o, yield: yield}
+		for i, file := range f.files {
+			if i == len(f.files)-1 {
+				r.limit = f.size
+			} else {
+				r.limit = -1
+			}
+			if err := r.readFile(ctx, file, nil); err != nil {
+				if !errors.Is(err, errStop) {
+					yield(Record{}, err)
+				}
+				return
+			}
+		}
+	}
+}
+
+// Pending is the start of a line of the stream whose end had not come.
+func (f *Frozen) Pending(s Stream) []byte { return f.pending[s] }
+
+// Close closes the files.
+func (f *Frozen) Close() {
+	for _, file := range f.files {
+		file.Close()
 	}
 }
 
@@ -51,6 +109,7 @@ type reading struct {
 	log   *Log
 	o     ReadOptions
 	yield func(Record, error) bool
+	limit int64 // of how much of a file is read, -1: all
 }
 
 func (r *reading) run(ctx context.Context) error {
@@ -143,7 +202,11 @@ func waitGrown(ctx context.Context, grown <-chan struct{}, o ReadOptions) error 
 // at the end, and returns nil once the file was rotated away.
 func (r *reading) readFile(ctx context.Context, f *os.File, l *Log) error {
 	o := r.o
-	br := bufio.NewReaderSize(f, 64<<10)
+	var src io.Reader = f
+	if r.limit >= 0 {
+		src = io.LimitReader(f, r.limit)
+	}
+	br := bufio.NewReaderSize(src, 64<<10)
 	var part []byte
 	for {
 		var grown <-chan struct{}

@@ -3,7 +3,6 @@ package pod
 import (
 	"context"
 	"errors"
-	"fmt"
 	"os"
 	"path/filepath"
 	"time"
@@ -138,18 +137,21 @@ func (s *Set) adopted(ctx context.Context, rec vmRecord) (vmm.VM, error) {
 // lost records that a container's VM ended while no hyperd was there to see.
 func (c *container) lost(rr runRecord) {
 	c.mu.Lock()
-	defer c.mu.Unlock()
 	c.rec.Status, c.rec.ExitCode, c.rec.StartedAt, c.rec.FinishedAt = StatusExited, 255, rr.StartedAt, time.Now()
 	c.rec.Error = "the virtual machine ended while hyperd was not running"
 	if e := rr.Ended; e != nil {
 		c.rec.ExitCode, c.rec.OOMKilled, c.rec.FinishedAt, c.rec.Error = e.Code, e.OOM, e.At, ""
+	}
+	c.mu.Unlock()
+	if err := c.save(); err != nil {
+		c.set.log.Error("record exit", "container", c.id, "err", err)
 	}
 }
 
 // adoptExec goes on draining an exec whose client is gone.
 func (c *container) adoptExec(id string, rec execRecord) {
 	r := c.run
-	e := &exec{id: id, c: c, spec: rec.Spec, run: r, started: true, running: true, pid: rec.PID, done: make(chan struct{})}
+	e := &exec{id: id, c: c, spec: rec.Spec, run: r, started: true, running: true, done: make(chan struct{})}
 	c.set.mu.Lock()
 	c.set.execs[id] = e
 	c.set.mu.Unlock()
@@ -172,12 +174,13 @@ func (s *Set) settleStale() {
 	for _, c := range all {
 		c.mu.Lock()
 		stale := c.run == nil
-		if stale && (c.rec.Status == StatusRunning || c.rec.Status == StatusPaused) {
+		changed := stale && (c.rec.Status == StatusRunning || c.rec.Status == StatusPaused)
+		if changed {
 			c.rec.Status, c.rec.ExitCode, c.rec.FinishedAt = StatusExited, 255, time.Now()
 			c.rec.Error = "the host went down while it ran"
 		}
 		if c.rec.Status == StatusRemoving {
-			c.rec.Status = StatusExited
+			c.rec.Status, changed = StatusExited, true
 		}
 		remove := stale && c.rec.Spec.AutoRemove
 		c.mu.Unlock()
@@ -186,7 +189,7 @@ func (s *Set) settleStale() {
 			c.op.Lock()
 			err = c.removeLocked(context.Background())
 			c.op.Unlock()
-		} else if stale {
+		} else if changed {
 			err = c.save()
 		}
 		if err != nil {
@@ -213,10 +216,7 @@ func (s *Set) sweep(vms map[string]vmRecord) error {
 		}
 		for _, e := range entries {
 			if p := filepath.Join(dir, e.Name()); !keep[p] {
-				s.log.Warn("remove what belongs to nobody", "path", p)
-				if err := os.RemoveAll(p); err != nil {
-					return fmt.Errorf("sweep: %w", err)
-				}
+				s.log.Warn("remove what belongs to nobody", "path", p, "err", os.RemoveAll(p))
 			}
 		}
 	}

@@ -103,6 +103,19 @@ func (c *container) view() Container {
 	return v
 }
 
+// spec is what the container shall be. Only its limits ever change.
+func (c *container) spec() Spec {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.rec.Spec
+}
+
+func (c *container) name() string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.rec.Name
+}
+
 // running returns the run of a container that runs or is paused.
 func (c *container) running() (*run, error) {
 	c.mu.Lock()

@@ -82,7 +82,7 @@ func (c *container) unmake() error {
 		return err
 	}
 	st := c.set.cfg.Store
-	if c.rec.Spec.AutoRemove {
+	if c.spec().AutoRemove {
 		st = c.set.cfg.Runtime
 	}
 	c.saving.Lock()

@@ -38,7 +38,6 @@ type exec struct {
 type execRecord struct {
 	ContainerID string
 	Spec        ExecSpec
-	PID         uint32
 }
 
 // How long finished execs are remembered, and how many of a container at most.
@@ -161,7 +160,8 @@ func (s *Set) StartExec(ctx context.Context, execID string, o *AttachOptions) er
 	e.mu.Unlock()
 	g, err := r.vm.guest(ctx)
 	if err == nil {
-		err = e.launch(ctx, g)
+		// Begun is begun, also when the client leaves: somebody must drain it.
+		err = e.launch(context.WithoutCancel(ctx), g)
 	}
 	if err != nil {
 		e.launchFailed(err)
@@ -193,25 +193,29 @@ func (e *exec) launch(ctx context.Context, g *guest.Client) error {
 	}
 	user := e.spec.User
 	if user == "" {
-		user = e.c.rec.Spec.User
+		user = e.c.spec().User
+	}
+	// First, so that a hyperd that comes after a crash drains it too.
+	rec := execRecord{ContainerID: e.c.id, Spec: e.spec}
+	if err := e.c.set.cfg.Runtime.Put(bucketExecs, e.id, rec); err != nil {
+		return err
 	}
 	started, err := g.StartProcess(ctx, &wire.StartProcessRequest{
 		ContainerId: e.c.id, ExecId: e.id, Process: data, User: user,
-		AdditionalGroups: e.c.rec.Spec.Groups, Stdin: e.spec.Stdin,
+		AdditionalGroups: e.c.spec().Groups, Stdin: e.spec.Stdin,
 	})
 	if err != nil {
-		return startError(e.spec.Args[0], err)
+		return errors.Join(startError(e.spec.Args[0], err), e.c.set.cfg.Runtime.Delete(bucketExecs, e.id))
 	}
 	e.mu.Lock()
 	e.pid, e.running = started.Pid, true
 	e.mu.Unlock()
-	rec := execRecord{ContainerID: e.c.id, Spec: e.spec, PID: started.Pid}
-	return e.c.set.cfg.Runtime.Put(bucketExecs, e.id, rec)
+	return nil
 }
 
 // process is the exec's OCI process: the container's, with its own command.
 func (e *exec) process() ([]byte, error) {
-	csp := e.c.rec.Spec
+	csp := e.c.spec()
 	caps, err := capabilities(csp.Privileged || e.spec.Privileged, csp.CapAdd, csp.CapDrop)
 	if err != nil {
 		return nil, err

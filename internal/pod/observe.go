@@ -112,7 +112,7 @@ func (s *Set) Update(ctx context.Context, ref string, res Resources) error {
 	}
 	c.op.Lock()
 	defer c.op.Unlock()
-	sp := c.rec.Spec
+	sp := c.spec()
 	sp.Resources = merge(sp.Resources, res)
 	if err := s.check(sp); err != nil {
 		return err
@@ -121,7 +121,7 @@ func (s *Set) Update(ctx context.Context, ref string, res Resources) error {
 		ctx, cancel := context.WithTimeout(ctx, answerTimeout)
 		defer cancel()
 		if have := r.vm.rec.Info; s.memMiB(sp.Resources) > have.MemMiB || s.cpus(sp.Resources) > have.CPUs {
-			return fmt.Errorf("update container %s: its running VM has %d MiB and %d CPU; stop it to give it more: %w", c.rec.Name, have.MemMiB, have.CPUs, conflict)
+			return fmt.Errorf("update container %s: its running VM has %d MiB and %d CPU; stop it to give it more: %w", c.name(), have.MemMiB, have.CPUs, conflict)
 		}
 		if err := r.update(ctx, sp.Resources); err != nil {
 			return err

@@ -45,7 +45,7 @@ func newRun(c *container, m *machine, rr runRecord, log *logs.Log) *run {
 // begin starts what goes on as long as the container runs.
 func (r *run) begin() {
 	streams := []logs.Stream{logs.Stdout}
-	if !r.c.rec.Spec.TTY {
+	if !r.c.spec().TTY {
 		streams = append(streams, logs.Stderr)
 	}
 	for _, s := range streams {
@@ -183,7 +183,7 @@ func (r *run) finish(e ending) {
 	if !r.drain() {
 		s.log.Warn("output did not end with its process", "container", c.id)
 	}
-	if !c.rec.Spec.AutoRemove && e.detail == "" {
+	if !c.spec().AutoRemove && e.detail == "" {
 		rr := r.vm.rec.Containers[c.id]
 		rr.Ended = &endRecord{e.code, e.oom, e.at}
 		r.vm.rec.Containers[c.id] = rr
@@ -206,7 +206,7 @@ func (r *run) finish(e ending) {
 	}
 	s.publish(c, "die", "exitCode", strconv.Itoa(e.code))
 	r.notify(e)
-	if c.rec.Spec.AutoRemove {
+	if c.spec().AutoRemove {
 		if err := c.removeLocked(ctx); err != nil {
 			s.log.Error("remove container", "container", c.id, "err", err)
 		}

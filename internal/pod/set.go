@@ -105,6 +105,12 @@ func (s *Set) Close() {
 	s.background.Wait()
 }
 
+func (s *Set) isClosing() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.closing
+}
+
 func (s *Set) allLocked() []*container {
 	all := make([]*container, 0, len(s.containers))
 	for _, c := range s.containers {

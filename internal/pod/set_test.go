@@ -537,3 +537,57 @@ func TestKernelThatPanics(t *testing.T) {
 	}
 	b.driver.Guest = serveFakeGuest
 }
+
+// Someone who attaches with logs and reads nothing keeps neither the container
+// from ending nor others from reading.
+func TestStuckClientWithLogs(t *testing.T) {
+	b := newBench(t)
+	id := b.start(sh("echo one; sleep 0.2; echo two"))
+	b.printed(id, "one")
+	pr, pw := io.Pipe()
+	done := make(chan error, 1)
+	go func() {
+		done <- b.set.Attach(t.Context(), id, AttachOptions{Stdout: pw, Logs: true, Stream: true})
+	}()
+	b.wait(id)
+	if got := b.logs(id); got != "one\ntwo\n" {
+		t.Errorf("logs %q", got)
+	}
+	var out bytes.Buffer
+	buf := make([]byte, 10)
+	for out.Len() < 8 {
+		n, err := pr.Read(buf)
+		if err != nil {
+			t.Fatal(err)
+		}
+		out.Write(buf[:n])
+	}
+	if out.String() != "one\ntwo\n" {
+		t.Errorf("read %q", out.String())
+	}
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+}
+
+// A start that outlasts hyperd's end is let go of, and found by the next one.
+func TestStartDuringClose(t *testing.T) {
+	b := newBench(t)
+	b.driver.Guest = func(conn net.Conn, console io.Writer, cfg vmm.Config) vmm.Exit {
+		time.Sleep(100 * time.Millisecond)
+		return serveFakeGuest(conn, console, cfg)
+	}
+	id := b.create(sh("sleep 1000"))
+	started := make(chan error, 1)
+	go func() { started <- b.set.Start(t.Context(), id) }()
+	time.Sleep(30 * time.Millisecond)
+	b.set.Close()
+	if err := <-started; err != nil {
+		t.Fatal(err)
+	}
+	b.down()
+	b.up()
+	if c, err := b.set.Get(id); err != nil || c.Status != StatusRunning {
+		t.Errorf("%+v, %v", c, err)
+	}
+}

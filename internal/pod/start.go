@@ -68,7 +68,7 @@ func (s *Set) start(ctx context.Context, c *container) (err error) {
 	if c.reclaimed != nil {
 		<-c.reclaimed
 	}
-	sp := c.rec.Spec
+	sp := c.spec()
 	rec := vmRecord{PodID: c.rec.PodID, Containers: map[string]runRecord{}}
 	if err := s.cfg.Runtime.Put(bucketVMs, rec.PodID, rec); err != nil {
 		return err
@@ -114,7 +114,7 @@ func (s *Set) start(ctx context.Context, c *container) (err error) {
 
 // prepare gathers all that the VM needs. What is independent runs side by side.
 func (s *Set) prepare(ctx context.Context, c *container, m *machine) (vmm.Config, error) {
-	sp := c.rec.Spec
+	sp := c.spec()
 	dir := s.cfg.Layout.Pod(m.rec.PodID)
 	cfg := vmm.Config{
 		ID: vmID(m.rec.PodID), Dir: dir, Accel: s.cfg.Accel,
@@ -226,9 +226,9 @@ func (m *machine) configure(ctx context.Context, g *guest.Client, c *container) 
 	entropy := make([]byte, 64)
 	rand.Read(entropy)
 	req := &wire.ConfigureRequest{
-		Hostname: c.hostname(), Domainname: c.rec.Spec.Domainname,
+		Hostname: c.hostname(), Domainname: c.spec().Domainname,
 		WallClockNanos: time.Now().UnixNano(), Entropy: entropy,
-		ShmBytes: uint64(max(c.rec.Spec.ShmBytes, 0)),
+		ShmBytes: uint64(max(c.spec().ShmBytes, 0)),
 	}
 	if a := m.rec.Attachment; a != nil {
 		nic := &wire.Interface{Mac: a.MAC.String(), Name: "eth0", Mtu: uint32(a.MTU)}
@@ -247,8 +247,8 @@ func (m *machine) configure(ctx context.Context, g *guest.Client, c *container) 
 }
 
 func (c *container) hostname() string {
-	if c.rec.Spec.Hostname != "" {
-		return c.rec.Spec.Hostname
+	if c.spec().Hostname != "" {
+		return c.spec().Hostname
 	}
 	return c.id[:12]
 }
@@ -257,10 +257,10 @@ func (c *container) hostname() string {
 // the last is the writable one, the others are layers.
 func (m *machine) mountRoot(ctx context.Context, g *guest.Client, c *container, disks []vmm.Disk) error {
 	var size *specs.Box
-	if cs := c.rec.Spec.ConsoleSize; cs[0] > 0 && cs[1] > 0 {
+	if cs := c.spec().ConsoleSize; cs[0] > 0 && cs[1] > 0 {
 		size = &specs.Box{Height: cs[0], Width: cs[1]}
 	}
-	spec, err := ociSpec(c.rec.Spec, c.hostname(), size)
+	spec, err := ociSpec(c.spec(), c.hostname(), size)
 	if err != nil {
 		return err
 	}
@@ -270,7 +270,7 @@ func (m *machine) mountRoot(ctx context.Context, g *guest.Client, c *container, 
 	}
 	req := &wire.CreateContainerRequest{
 		Id: c.id, Spec: data, Files: c.files(m.rec.Attachment),
-		Rootfs: &wire.RootFS{ReadOnly: c.rec.Spec.ReadOnly, Upper: disks[len(disks)-1].ID},
+		Rootfs: &wire.RootFS{ReadOnly: c.spec().ReadOnly, Upper: disks[len(disks)-1].ID},
 	}
 	for _, d := range disks[:len(disks)-1] {
 		req.Rootfs.Layers = append(req.Rootfs.Layers, d.ID)
@@ -281,7 +281,7 @@ func (m *machine) mountRoot(ctx context.Context, g *guest.Client, c *container, 
 
 // files are what Docker puts into every container beside its image.
 func (c *container) files(a *network.Attachment) []*wire.File {
-	sp := c.rec.Spec
+	sp := c.spec()
 	name := c.hostname()
 	full := name
 	if sp.Domainname != "" {
@@ -342,7 +342,7 @@ func CheckExtraHost(h string) error {
 func (c *container) enter(m *machine, fresh bool) error {
 	rr := m.rec.Containers[c.id]
 	log, err := logs.Open(c.set.cfg.Layout.ContainerLogs(c.id), logs.Options{
-		Discard: c.rec.Spec.Log.Driver == "none", MaxBytes: c.rec.Spec.Log.MaxBytes, MaxFiles: c.rec.Spec.Log.MaxFiles,
+		Discard: c.spec().Log.Driver == "none", MaxBytes: c.spec().Log.MaxBytes, MaxFiles: c.spec().Log.MaxFiles,
 	})
 	if err != nil {
 		return fmt.Errorf("open log: %w", err)
@@ -368,7 +368,10 @@ func (c *container) enter(m *machine, fresh bool) error {
 	close(c.started)
 	c.mu.Unlock()
 	r.begin()
-	if fresh && !c.rec.Spec.AutoRemove {
+	if c.set.isClosing() {
+		m.release() // Close did not see this run any more
+	}
+	if fresh && !c.spec().AutoRemove {
 		// Only for what a host crash leaves behind: off the start's road.
 		c.set.background.Go(func() {
 			if err := c.save(); err != nil {

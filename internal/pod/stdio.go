@@ -21,6 +21,7 @@ type fanout struct {
 
 type sink struct {
 	w    io.Writer
+	open chan struct{} // closed when w has been given all that came before
 	done chan struct{} // closed at the end of the stream, or when w failed
 	err  error         // why w failed; valid once done
 	once sync.Once
@@ -35,7 +36,7 @@ func (k *sink) end(err error) {
 
 // addLocked attaches w. Precondition: f.mu is held.
 func (f *fanout) addLocked(w io.Writer) *sink {
-	k := &sink{w: w, done: make(chan struct{})}
+	k := &sink{w: w, open: make(chan struct{}), done: make(chan struct{})}
 	f.sinks = append(f.sinks, k)
 	return k
 }
@@ -56,7 +57,7 @@ func (f *fanout) write(k *sink, p []byte) {
 	select {
 	case <-k.done:
 		return
-	default:
+	case <-k.open:
 	}
 	if _, err := k.w.Write(p); err != nil {
 		k.end(err)
@@ -163,49 +164,75 @@ func (s *Set) Attach(ctx context.Context, ref string, o AttachOptions) error {
 		if o.Attached != nil {
 			o.Attached()
 		}
-		return c.replay(ctx, o)
+		if !o.Logs {
+			return nil
+		}
+		logged, err := c.freezeLog()
+		if err != nil {
+			return err
+		}
+		return replay(ctx, logged, o)
 	}
-	sinks, err := c.attachOutputs(ctx, o)
+	sinks, logged, err := c.attachOutputs(o)
+	if err != nil {
+		return err
+	}
 	defer func() {
 		for i, k := range sinks {
 			if k != nil {
+				k.end(nil) // the queue must not wait for one who has left
 				c.out[i].remove(k)
 			}
 		}
 	}()
-	if err != nil {
-		return err
-	}
 	if o.Attached != nil {
 		o.Attached()
 	}
+	if err := replay(ctx, logged, o); err != nil {
+		return err
+	}
+	for _, k := range sinks {
+		if k != nil {
+			close(k.open)
+		}
+	}
 	var input <-chan error
-	if o.Stdin != nil && c.rec.Spec.Stdin {
+	if o.Stdin != nil && c.spec().Stdin {
 		input = c.attachInput(ctx, o.Stdin)
 	}
 	s.publish(c, "attach")
 	return c.attached(ctx, sinks, input)
 }
 
-// attachOutputs registers the client's writers, after what was logged when
-// that is asked for: nothing is missing or doubled in between.
-func (c *container) attachOutputs(ctx context.Context, o AttachOptions) (sinks [2]*sink, err error) {
+// attachOutputs registers the client's writers and freezes what was logged
+// before, when that is asked for: nothing is missing or doubled in between.
+func (c *container) attachOutputs(o AttachOptions) (sinks [2]*sink, logged *logs.Frozen, err error) {
 	for _, f := range c.out {
 		f.mu.Lock()
 		defer f.mu.Unlock()
 	}
 	if o.Logs {
-		if err := c.replay(ctx, o); err != nil {
-			return sinks, err
+		if logged, err = c.freezeLog(); err != nil {
+			return sinks, nil, err
 		}
 	}
 	if o.Stdout != nil {
 		sinks[0] = c.out[0].addLocked(o.Stdout)
 	}
-	if o.Stderr != nil && !c.rec.Spec.TTY {
+	if o.Stderr != nil && !c.spec().TTY {
 		sinks[1] = c.out[1].addLocked(o.Stderr)
 	}
-	return sinks, nil
+	return sinks, logged, nil
+}
+
+func (c *container) freezeLog() (*logs.Frozen, error) {
+	c.mu.Lock()
+	var log *logs.Log
+	if c.run != nil {
+		log = c.run.log
+	}
+	c.mu.Unlock()
+	return logs.Freeze(c.set.cfg.Layout.ContainerLogs(c.id), log)
 }
 
 // attached waits for the end of an attachment: of its outputs, or when it
@@ -246,20 +273,15 @@ func (c *container) attached(ctx context.Context, sinks [2]*sink, input <-chan e
 	return nil
 }
 
-// replay writes what was logged to the client.
-func (c *container) replay(ctx context.Context, o AttachOptions) error {
-	if !o.Logs {
+// replay writes what was logged to the client; logged may be nil.
+func replay(ctx context.Context, logged *logs.Frozen, o AttachOptions) error {
+	if logged == nil {
 		return nil
 	}
-	c.mu.Lock()
-	var log *logs.Log
-	if c.run != nil {
-		log = c.run.log
-	}
-	c.mu.Unlock()
+	defer logged.Close()
 	writers := [2]io.Writer{o.Stdout, o.Stderr}
 	ro := logs.ReadOptions{Tail: -1, Stdout: o.Stdout != nil, Stderr: o.Stderr != nil}
-	for rec, err := range logs.Read(ctx, c.set.cfg.Layout.ContainerLogs(c.id), nil, ro) {
+	for rec, err := range logged.Records(ctx, ro) {
 		if err != nil {
 			return err
 		}
@@ -267,11 +289,8 @@ func (c *container) replay(ctx context.Context, o AttachOptions) error {
 			return err
 		}
 	}
-	if log == nil {
-		return nil
-	}
 	for i, w := range writers {
-		if p := log.Pending(logs.Stream(i)); w != nil && len(p) > 0 {
+		if p := logged.Pending(logs.Stream(i)); w != nil && len(p) > 0 {
 			if _, err := w.Write(p); err != nil {
 				return err
 			}
@@ -318,7 +337,7 @@ func (r *run) copyInput(ctx context.Context, in io.Reader) error {
 	if err != nil {
 		return err
 	}
-	sp := r.c.rec.Spec
+	sp := r.c.spec()
 	_, err = io.Copy(lockedWriter{w, &r.inputMu}, in)
 	if sp.StdinOnce && !sp.TTY {
 		if cerr := r.closeInput(ctx); cerr != nil && !r.isEnded() && err == nil {

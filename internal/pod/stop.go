@@ -40,7 +40,7 @@ func (s *Set) Stop(ctx context.Context, ref, sig string, timeout *int) error {
 }
 
 func (r *run) stop(ctx context.Context, sig string, timeout *int) error {
-	sp := r.c.rec.Spec
+	sp := r.c.spec()
 	if sig == "" {
 		sig = sp.StopSignal
 	}
@@ -184,9 +184,9 @@ func (s *Set) Restart(ctx context.Context, ref, sig string, timeout *int) error 
 	if err != nil {
 		return err
 	}
-	if c.rec.Spec.AutoRemove {
+	if c.spec().AutoRemove {
 		if _, err := c.running(); err == nil {
-			return fmt.Errorf("restart container %s: it removes itself when it stops: %w", c.rec.Name, conflict)
+			return fmt.Errorf("restart container %s: it removes itself when it stops: %w", c.name(), conflict)
 		}
 	}
 	if err := s.Stop(ctx, c.id, sig, timeout); err != nil && !errdefs.IsNotModified(err) {
@@ -215,7 +215,7 @@ func (s *Set) Remove(ctx context.Context, ref string, force bool) error {
 			continue // it has just ended
 		}
 		if !force {
-			return textError{fmt.Sprintf("cannot remove container \"%s\": container is %s: stop the container before removing or force remove", c.rec.Name, c.view().Status), conflict}
+			return textError{fmt.Sprintf("cannot remove container \"%s\": container is %s: stop the container before removing or force remove", c.name(), c.view().Status), conflict}
 		}
 		if err := s.Kill(ctx, c.id, "KILL"); err != nil && !r.isEnded() {
 			return err
@@ -256,7 +256,7 @@ func (c *container) removeLocked(context.Context) error {
 		terr := c.transitionLocked(before)
 		c.notifyLocked(ExitStatus{Code: c.rec.ExitCode, Error: c.rec.Error}, WaitRemoved)
 		c.mu.Unlock()
-		return errors.Join(fmt.Errorf("remove container %s: %w", c.rec.Name, err), terr)
+		return errors.Join(fmt.Errorf("remove container %s: %w", c.name(), err), terr)
 	}
 	c.set.publish(c, "destroy")
 	c.mu.Lock()
