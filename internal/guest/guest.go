@@ -184,6 +184,14 @@ func (c *Client) CloseStdin(ctx context.Context, req *wire.CloseStdinRequest) (*
 	return c.GuestClient.CloseStdin(ctx, &wire.CloseStdinRequest{ContainerId: req.ContainerId, ExecId: req.ExecId, Sent: n})
 }
 
+// DeleteProcess forgets an exited exec, here too.
+func (c *Client) DeleteProcess(ctx context.Context, req *wire.DeleteProcessRequest) (*wire.DeleteProcessResponse, error) {
+	c.mu.Lock()
+	delete(c.sent, processKey{req.ContainerId, req.ExecId})
+	c.mu.Unlock()
+	return c.GuestClient.DeleteProcess(ctx, req)
+}
+
 // Events streams what happens in the guest until the connection ends. Call it
 // once for a connection and receive until it fails: ttrpc can't end a stream
 // early, and one that is not received from holds up the calls for a second.

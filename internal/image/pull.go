@@ -124,6 +124,9 @@ func (p *pull) manifest(ctx context.Context, desc ocispec.Descriptor) (ocispec.D
 		if desc.Size > maxManifest {
 			return desc, errdefs.ErrInvalidArgument.WithMessage(fmt.Sprintf("manifest %s has %d bytes, more than %d", desc.Digest, desc.Size, maxManifest))
 		}
+		if !images.IsManifestType(desc.MediaType) && !images.IsIndexType(desc.MediaType) {
+			return desc, errdefs.ErrInvalidArgument.WithMessage(fmt.Sprintf("the registry answers with %q, which is no manifest of an image that can be run", desc.MediaType))
+		}
 		if err := p.fetchBlob(ctx, desc, nil); err != nil {
 			return desc, fmt.Errorf("fetch manifest %s: %w", desc.Digest, err)
 		}
