@@ -11,6 +11,7 @@ run)
 	packages=(
 		qemu-system-x86 e2fsprogs xz-utils       # hyperd itself
 		nftables iproute2 curl cpio erofs-utils  # oracles of the tests
+		busybox-static                           # what test guests run
 		mmdebstrap attr libcap2-bin              # test/images
 	)
 	;;

@@ -3,6 +3,7 @@ package cli
 import (
 	"context"
 	"encoding/json"
+	"fmt"
 	"errors"
 	"io"
 	"net"
@@ -74,10 +75,7 @@ func shortDir(t *testing.T) string {
 
 // Docker's own command and hyper send the same for the same flags.
 func TestCreateAsDocker(t *testing.T) {
-	docker, err := exec.LookPath("docker")
-	if err != nil {
-		t.Skip("needs docker in PATH")
-	}
+	docker := newDocker(t)
 	dir := t.TempDir()
 	file := func(name, text string) string {
 		p := filepath.Join(dir, name)
@@ -195,10 +193,7 @@ func normal(v any) any {
 
 // Docker's own command and hyper print the same for the same answers.
 func TestOutputAsDocker(t *testing.T) {
-	docker, err := exec.LookPath("docker")
-	if err != nil {
-		t.Skip("needs docker in PATH")
-	}
+	docker := newDocker(t)
 	d := listsDaemon(t)
 	d.process = func(p *fakeProcess) int { p.write(1, []byte("out\n")); p.write(2, []byte("err\n")); return 42 }
 	addOthers(d)
@@ -244,4 +239,26 @@ func sortLines(s string) string {
 	lines := strings.Split(s, "\n")
 	slices.Sort(lines)
 	return strings.Join(lines, "\n")
+}
+
+// newDocker is a docker client to compare with. Older ones than ours was
+// written against print and send other things.
+func newDocker(t *testing.T) string {
+	t.Helper()
+	docker, err := exec.LookPath("docker")
+	if err != nil {
+		t.Skip("needs docker in PATH")
+	}
+	out, err := exec.Command(docker, "--version").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var major int
+	if _, err := fmt.Sscanf(string(out), "Docker version %d.", &major); err != nil {
+		t.Fatalf("%s: %v", out, err)
+	}
+	if major < 28 {
+		t.Skipf("needs docker 28, this is %s", out)
+	}
+	return docker
 }
