@@ -119,7 +119,7 @@ func TestFindings(t *testing.T) {
 			h.caps.Accel = vmm.AccelTCG
 			h.write("/proc/cpuinfo", "flags : fpu\n")
 		}, "accelerator", Warn, "tcg", "firmware"},
-		{"no guest kernel", func(h *host) { h.opts.Kernel = func() (string, error) { return "", boom } }, "guest kernel", Fail, "boom", "linux-image-cloud-amd64"},
+		{"no guest kernel", func(h *host) { h.opts.Kernel = func() (string, error) { return "", boom } }, "guest kernel", Fail, "boom", "make kernel"},
 		{"no hyperstart", func(h *host) { h.remove("/hyperstart") }, "hyperstart", Fail, "no such file", "make build"},
 		{"empty hyperstart", func(h *host) { h.write("/hyperstart", "") }, "hyperstart", Fail, "no program", "make build"},
 		{"no mke2fs", func(h *host) { delete(h.bin, "mke2fs") }, "mke2fs", Fail, "PATH", "apt-get install e2fsprogs"},

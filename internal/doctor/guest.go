@@ -79,7 +79,7 @@ func (o *Options) kernel(context.Context) []Result {
 	}
 	name, err := o.Kernel()
 	if err != nil {
-		return []Result{{"guest kernel", Fail, err.Error(), "apt-get install linux-image-cloud-amd64"}}
+		return []Result{{"guest kernel", Fail, err.Error(), "make kernel, or at once make deps (Debian's kernel), in the source of Hyper"}}
 	}
 	return []Result{{Name: "guest kernel", Status: OK, Detail: name}}
 }
