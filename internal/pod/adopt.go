@@ -51,7 +51,7 @@ func (s *Set) Adopt(ctx context.Context) error {
 		return err
 	}
 	s.settleStale()
-	return s.sweep(vms)
+	return s.sweep(ctx, vms)
 }
 
 func (s *Set) newContainer(rec record) *container {
@@ -198,8 +198,9 @@ func (s *Set) settleStale() {
 	}
 }
 
-// sweep removes directories that belong to no container and no pod.
-func (s *Set) sweep(vms map[string]vmRecord) error {
+// sweep removes what belongs to no container and no pod: directories, and the
+// VM of a pod's directory.
+func (s *Set) sweep(ctx context.Context, vms map[string]vmRecord) error {
 	keep := map[string]bool{}
 	for _, rec := range vms {
 		keep[s.cfg.Layout.Pod(rec.PodID)] = true
@@ -209,15 +210,22 @@ func (s *Set) sweep(vms map[string]vmRecord) error {
 		keep[s.cfg.Layout.Container(id)] = true
 	}
 	s.mu.Unlock()
+	sweeper, _ := s.cfg.Driver.(vmm.Sweeper)
 	for _, dir := range []string{s.cfg.Layout.Pods(), s.cfg.Layout.Containers()} {
 		entries, err := os.ReadDir(dir)
 		if err != nil && !errors.Is(err, os.ErrNotExist) {
 			return err
 		}
 		for _, e := range entries {
-			if p := filepath.Join(dir, e.Name()); !keep[p] {
-				s.log.Warn("remove what belongs to nobody", "path", p, "err", os.RemoveAll(p))
+			p := filepath.Join(dir, e.Name())
+			if keep[p] {
+				continue
 			}
+			var err error
+			if dir == s.cfg.Layout.Pods() && sweeper != nil {
+				err = sweeper.Sweep(ctx, e.Name()) // a pod's directory has its VM's name
+			}
+			s.log.Warn("remove what belongs to nobody", "path", p, "err", errors.Join(err, os.RemoveAll(p)))
 		}
 	}
 	return nil

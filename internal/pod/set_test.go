@@ -591,3 +591,29 @@ func TestStartDuringClose(t *testing.T) {
 		t.Errorf("%+v, %v", c, err)
 	}
 }
+
+// The records of this boot are lost, the VMs are not: they belong to nobody.
+func TestSweepOfVMsWithoutRecord(t *testing.T) {
+	b := newBench(t)
+	id := b.start(sh("sleep 1000"))
+	run, err := b.set.mustFind(t, id).running()
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.down()
+	dbs, _ := filepath.Glob(b.layout.Run + "/runtime-*.db")
+	for _, db := range dbs {
+		if err := os.Remove(db); err != nil {
+			t.Fatal(err)
+		}
+	}
+	b.up()
+	select {
+	case <-run.vm.vm.Done():
+	case <-time.After(5 * time.Second):
+		t.Error("the VM still runs")
+	}
+	if c, err := b.set.Get(id); err != nil || c.Status == StatusRunning {
+		t.Errorf("%+v, %v", c, err)
+	}
+}
