@@ -8,46 +8,45 @@ import (
 
 	"github.com/containerd/errdefs"
 
+	"github.com/hyper-run/hyper/internal/guest"
 	"github.com/hyper-run/hyper/internal/guest/wire"
 	"github.com/hyper-run/hyper/internal/logs"
 )
 
-// Stats reads a running container's counters from the guest.
-func (s *Set) Stats(ctx context.Context, ref string) (*wire.StatsResponse, error) {
+// inGuest calls f with the guest of a running container.
+func (s *Set) inGuest(ctx context.Context, ref string, f func(g *guest.Client, id string) error) error {
 	c, err := s.find(ref)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	r, err := c.running()
 	if err != nil {
-		return nil, err
+		return err
 	}
 	g, err := r.vm.guest(ctx)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	return g.Stats(ctx, &wire.StatsRequest{ContainerId: c.id})
+	return f(g, c.id)
+}
+
+// Stats reads a running container's counters from the guest.
+func (s *Set) Stats(ctx context.Context, ref string) (st *wire.StatsResponse, err error) {
+	err = s.inGuest(ctx, ref, func(g *guest.Client, id string) (err error) {
+		st, err = g.Stats(ctx, &wire.StatsRequest{ContainerId: id})
+		return err
+	})
+	return st, err
 }
 
 // Processes lists a running container's processes.
-func (s *Set) Processes(ctx context.Context, ref string) ([]*wire.Process, error) {
-	c, err := s.find(ref)
-	if err != nil {
-		return nil, err
-	}
-	r, err := c.live()
-	if err != nil {
-		return nil, err
-	}
-	g, err := r.vm.guest(ctx)
-	if err != nil {
-		return nil, err
-	}
-	resp, err := g.Processes(ctx, &wire.ProcessesRequest{ContainerId: c.id})
-	if err != nil {
-		return nil, err
-	}
-	return resp.Processes, nil
+func (s *Set) Processes(ctx context.Context, ref string) (ps []*wire.Process, err error) {
+	err = s.inGuest(ctx, ref, func(g *guest.Client, id string) error {
+		resp, err := g.Processes(ctx, &wire.ProcessesRequest{ContainerId: id})
+		ps = resp.GetProcesses()
+		return err
+	})
+	return ps, err
 }
 
 // Console returns the last lines of the guest's kernel console.
