@@ -62,6 +62,9 @@ func (c *container) mount(root *inroot.Dir, m specs.Mount) error {
 		}
 		return nil
 	}
+	if m.Type == "tmpfs" {
+		o.data = append(modeOf(root, dest), o.data...)
+	}
 	tree, file, err := c.openTree(m, o)
 	if err != nil {
 		return err
@@ -71,6 +74,21 @@ func (c *container) mount(root *inroot.Dir, m specs.Mount) error {
 		return err
 	}
 	return nil
+}
+
+// modeOf is the option that gives a tmpfs the mode of the directory it hides,
+// as runc does; there may be none.
+func modeOf(root *inroot.Dir, name string) []string {
+	f, err := root.Path(name)
+	if err != nil {
+		return nil
+	}
+	defer f.Close()
+	var st unix.Stat_t
+	if unix.Fstat(int(f.Fd()), &st) != nil || st.Mode&unix.S_IFMT != unix.S_IFDIR {
+		return nil
+	}
+	return []string{fmt.Sprintf("mode=%04o", st.Mode&0o7777)}
 }
 
 // openTree makes a mount that is not attached anywhere yet. file says that

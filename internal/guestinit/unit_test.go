@@ -1,12 +1,18 @@
 package guestinit
 
 import (
+	"os"
+	"path/filepath"
 	"reflect"
 	"strings"
+	"syscall"
 	"testing"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
+
+	"github.com/hyper-run/hyper/internal/guest/wire"
+	"github.com/hyper-run/hyper/internal/guestinit/inroot"
 )
 
 func TestSysctlPath(t *testing.T) {
@@ -91,6 +97,65 @@ func TestEnvironment(t *testing.T) {
 		t.Error(got)
 	}
 	if got := id.environment([]string{"HOME=/x"}); !reflect.DeepEqual(got, []string{"HOME=/x"}) {
+		t.Error(got)
+	}
+}
+
+func TestIdentify(t *testing.T) {
+	dir := t.TempDir()
+	for name, content := range map[string]string{
+		"etc/passwd": "root:x:0:0:root:/root:/bin/sh\nbob:x:500:100::/home/bob:/bin/sh\n",
+		"etc/group":  "root:x:0:\ndaemon:x:1:root,bob\nwheel:x:10:root\nbob:x:100:\n",
+	} {
+		if err := os.MkdirAll(filepath.Dir(filepath.Join(dir, name)), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(content), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	root, err := inroot.Open(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer root.Close()
+	for _, tt := range []struct {
+		user string
+		more []string
+		p    specs.User
+		want identity
+	}{
+		{"", nil, specs.User{}, identity{0, 0, []uint32{0, 1, 10}, "/root"}},
+		{"", []string{"bob"}, specs.User{}, identity{0, 0, []uint32{0, 1, 10, 100}, "/root"}},
+		{"", nil, specs.User{UID: 500, GID: 7, AdditionalGids: []uint32{8}}, identity{500, 7, []uint32{8}, "/home/bob"}},
+		{"bob", nil, specs.User{}, identity{500, 100, []uint32{1, 100}, "/home/bob"}},
+		{"500:daemon", nil, specs.User{}, identity{500, 1, []uint32{1}, "/home/bob"}},
+		{"77", []string{"5"}, specs.User{}, identity{77, 0, []uint32{0, 5}, "/"}},
+	} {
+		got, err := new(Service).identify(root, &specs.Process{User: tt.p}, &wire.StartProcessRequest{User: tt.user, AdditionalGroups: tt.more})
+		if err != nil || !reflect.DeepEqual(*got, tt.want) {
+			t.Errorf("%q %v %v: %+v, %v", tt.user, tt.more, tt.p, got, err)
+		}
+	}
+}
+
+func TestModeOf(t *testing.T) {
+	dir := t.TempDir()
+	if err := os.Mkdir(dir+"/run", 0); err != nil {
+		t.Fatal(err)
+	}
+	if err := syscall.Chmod(dir+"/run", 0o1750); err != nil {
+		t.Fatal(err)
+	}
+	root, err := inroot.Open(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer root.Close()
+	if got := modeOf(root, "/run"); !reflect.DeepEqual(got, []string{"mode=1750"}) {
+		t.Error(got)
+	}
+	if got := modeOf(root, "/none"); got != nil {
 		t.Error(got)
 	}
 }

@@ -29,14 +29,15 @@ type identity struct {
 const maxAccounts = 4 << 20
 
 // identify finds out who a process runs as: what the request names, looked up
-// in the container, or the numbers in the process.
+// in the container, or the numbers in the process. As with Docker, who is not
+// named is root with root's groups, and the main group is among the others.
 func (s *Service) identify(root *inroot.Dir, p *specs.Process, r *wire.StartProcessRequest) (*identity, error) {
 	passwd, err := accounts(root, "/etc/passwd")
 	if err != nil {
 		return nil, err
 	}
 	id := &identity{uid: p.User.UID, gid: p.User.GID, groups: p.User.AdditionalGids}
-	if r.User == "" && len(r.AdditionalGroups) == 0 {
+	if r.User == "" && len(r.AdditionalGroups) == 0 && (id.uid != 0 || id.gid != 0 || len(id.groups) > 0) {
 		users, _ := user.ParsePasswdFilter(bytes.NewReader(passwd), func(u user.User) bool { return u.Uid == int(id.uid) })
 		if len(users) > 0 {
 			id.home = users[0].Home
@@ -59,7 +60,7 @@ func (s *Service) identify(root *inroot.Dir, p *specs.Process, r *wire.StartProc
 		return fail(fmt.Errorf("unable to find additional groups %v: %w", r.AdditionalGroups, err))
 	}
 	id.uid, id.gid, id.home = uint32(u.Uid), uint32(u.Gid), u.Home
-	for _, g := range append(u.Sgids, more...) {
+	for _, g := range slices.Concat([]int{u.Gid}, u.Sgids, more) {
 		id.groups = append(id.groups, uint32(g))
 	}
 	slices.Sort(id.groups)
