@@ -48,7 +48,7 @@ func containerInit(args []string) int {
 		var ws syscall.WaitStatus
 		pid, err := syscall.Wait4(-1, &ws, 0, nil)
 		switch {
-		case err == syscall.EINTR || err == nil && pid != child:
+		case err == syscall.EINTR || err == nil && (pid != child || ws.Stopped()):
 		case err != nil:
 			return 255
 		case ws.Signaled():

@@ -89,6 +89,7 @@ type Request struct {
 // A Spawner makes children and reaps them. There is one in a program.
 type Spawner struct {
 	requests chan *job
+	stops    chan stop
 	own      int // this process's PID namespace
 
 	mu       sync.Mutex
@@ -104,13 +105,19 @@ type job struct {
 	done   chan struct{}
 }
 
+// A stop is of a child that has made its parent its tracer (PTRACE_TRACEME).
+type stop struct {
+	pid    int
+	signal syscall.Signal
+}
+
 // New starts the two goroutines.
 func New() (*Spawner, error) {
 	own, err := unix.Open("/proc/self/ns/pid", unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return nil, fmt.Errorf("open own PID namespace: %w", err)
 	}
-	s := &Spawner{requests: make(chan *job), own: own, children: map[int]*Child{}}
+	s := &Spawner{requests: make(chan *job), stops: make(chan stop), own: own, children: map[int]*Child{}}
 	s.started = sync.NewCond(&s.mu)
 	go s.make()
 	go s.reap()
@@ -161,7 +168,14 @@ func (p *Plan) failure(msg [16]byte) error {
 func (s *Spawner) make() {
 	runtime.LockOSThread()
 	current := s.own
-	for j := range s.requests {
+	for {
+		var j *job
+		select {
+		case j = <-s.requests:
+		case st := <-s.stops:
+			st.release()
+			continue
+		}
 		ns := s.own
 		if j.r.PIDNS >= 0 {
 			ns = j.r.PIDNS
@@ -178,6 +192,16 @@ func (s *Spawner) make() {
 		j.child, j.err = s.clone(j)
 		close(j.done)
 	}
+}
+
+// release lets a child run on untraced, with the signal that stopped it. The
+// thread that made the child is its tracer, so this is for that thread alone.
+func (st stop) release() {
+	if st.signal == syscall.SIGTRAP { // what a trace makes of an execve
+		st.signal = 0
+	}
+	// An error means that the child was killed meanwhile.
+	unix.RawSyscall6(unix.SYS_PTRACE, unix.PTRACE_DETACH, uintptr(st.pid), 0, uintptr(st.signal), 0, 0)
 }
 
 func (s *Spawner) clone(j *job) (*Child, error) {
@@ -224,6 +248,8 @@ func (s *Spawner) reap() {
 				s.started.Wait()
 			}
 			s.mu.Unlock()
+		case ws.Stopped(): // only a traced child tells so
+			s.stops <- stop{pid, ws.StopSignal()}
 		default:
 			s.reaped(pid, ws)
 		}

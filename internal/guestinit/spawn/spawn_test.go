@@ -319,3 +319,16 @@ func BenchmarkStart(b *testing.B) {
 		<-c.Ended()
 	}
 }
+
+// A child that asks to be traced stops at its execve and at each signal; that
+// is no end, and it must not stay stopped.
+func TestTracedChildRunsOn(t *testing.T) {
+	needRoot(t)
+	r := run(t, Request{Cgroup: -1, PIDNS: spawner().own}, func(p *Plan) {
+		p.do("ask to be traced", unix.SYS_PTRACE, unix.PTRACE_TRACEME)
+		shell("echo on; kill -TERM $$; echo not here")(p)
+	})
+	if r.err != nil || r.out != "on\n" || r.status.Signal() != syscall.SIGTERM {
+		t.Errorf("%q, %v, %v", r.out, r.status, r.err)
+	}
+}
