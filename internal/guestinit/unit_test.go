@@ -96,6 +96,9 @@ func TestEnvironment(t *testing.T) {
 	if got := id.environment([]string{"A=1"}); !reflect.DeepEqual(got, []string{"A=1", "HOME=/home/a"}) {
 		t.Error(got)
 	}
+	if got := id.environment([]string{"HOME=", "A=1"}); !reflect.DeepEqual(got, []string{"A=1", "HOME=/home/a"}) {
+		t.Error(got)
+	}
 	if got := id.environment([]string{"HOME=/x"}); !reflect.DeepEqual(got, []string{"HOME=/x"}) {
 		t.Error(got)
 	}

@@ -82,8 +82,9 @@ func accounts(root *inroot.Dir, name string) ([]byte, error) {
 	return b, nil
 }
 
-// environment adds HOME where it is missing, as Docker does.
+// environment adds HOME where it is missing or empty, as runc does.
 func (id *identity) environment(env []string) []string {
+	env = slices.DeleteFunc(slices.Clone(env), func(e string) bool { return e == "HOME=" })
 	for _, e := range env {
 		if strings.HasPrefix(e, "HOME=") {
 			return env
@@ -93,5 +94,5 @@ func (id *identity) environment(env []string) []string {
 	if home == "" {
 		home = "/"
 	}
-	return append(slices.Clone(env), "HOME="+home)
+	return append(env, "HOME="+home)
 }
