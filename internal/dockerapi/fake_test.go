@@ -410,8 +410,6 @@ func (s *fakeSet) Processes(context.Context, string) ([]*wire.Process, error) {
 	}, nil
 }
 
-func (s *fakeSet) Console(context.Context, string) ([]byte, error) { return nil, nil }
-
 func (s *fakeSet) CreateExec(_ context.Context, ref string, spec pod.ExecSpec) (string, error) {
 	var id string
 	return id, s.locked(ref, func(c *fakeContainer) error {

@@ -49,19 +49,6 @@ func (s *Set) Processes(ctx context.Context, ref string) (ps []*wire.Process, er
 	return ps, err
 }
 
-// Console returns the last lines of the guest's kernel console.
-func (s *Set) Console(ctx context.Context, ref string) ([]byte, error) {
-	c, err := s.find(ref)
-	if err != nil {
-		return nil, err
-	}
-	r, err := c.running()
-	if err != nil {
-		return nil, err
-	}
-	return r.vm.vm.Console(ctx)
-}
-
 // Logs yields what a container printed, and says whether it has a terminal.
 func (s *Set) Logs(ctx context.Context, ref string, o logs.ReadOptions) (iter.Seq2[logs.Record, error], bool, error) {
 	c, err := s.find(ref)

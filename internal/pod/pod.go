@@ -258,7 +258,6 @@ type Containers interface {
 	List(f Filter) []Container
 	Stats(ctx context.Context, ref string) (*wire.StatsResponse, error)
 	Processes(ctx context.Context, ref string) ([]*wire.Process, error)
-	Console(ctx context.Context, ref string) ([]byte, error)
 
 	CreateExec(ctx context.Context, ref string, s ExecSpec) (execID string, err error)
 	// StartExec runs the exec; with o it returns when the process has ended and
