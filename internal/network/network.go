@@ -51,6 +51,18 @@ type Driver interface {
 	Close() error
 }
 
+// A Preparer is a Driver that makes devices ahead of time.
+type Preparer interface {
+	// Prepare has the driver keep n devices ready, with addresses reserved, for Attach to
+	// hand out, and refill in the background. It returns at once. They
+	// are not in any record: Restore and Close give them back.
+	Prepare(n int)
+
+	// Spare returns the descriptor of a device like those of pods, but
+	// connected to nothing; it goes when the descriptor is closed.
+	Spare(ctx context.Context) (*os.File, error)
+}
+
 // An Attachment is one pod's connection to one network. It is persisted.
 type Attachment struct {
 	Network string           `json:"network"` // name of the network

@@ -16,6 +16,7 @@ func (l Layout) DB() string                     { return filepath.Join(l.Root, "
 func (l Layout) Images() string                 { return filepath.Join(l.Root, "images") }
 func (l Layout) Layers() string                 { return filepath.Join(l.Root, "layers") }
 func (l Layout) Boot() string                   { return filepath.Join(l.Root, "boot") }
+func (l Layout) Templates() string              { return filepath.Join(l.Root, "templates") }
 func (l Layout) Containers() string             { return filepath.Join(l.Root, "containers") }
 func (l Layout) Container(id string) string     { return filepath.Join(l.Containers(), id) }
 func (l Layout) ContainerDisk(id string) string { return filepath.Join(l.Container(id), "disk.ext4") }
@@ -25,6 +26,7 @@ func (l Layout) ContainerLogs(id string) string { return filepath.Join(l.Contain
 func (l Layout) Socket() string { return filepath.Join(l.Run, "hyper.sock") }
 func (l Layout) Lock() string   { return filepath.Join(l.Run, "hyperd.lock") }
 func (l Layout) Pods() string   { return filepath.Join(l.Run, "pods") }
+func (l Layout) Making() string { return filepath.Join(l.Run, "making") } // VMs that become templates
 
 // Pod is short: unix sockets live in it and their paths are limited to 107 bytes.
 func (l Layout) Pod(id string) string { return filepath.Join(l.Pods(), short(id)) }

@@ -33,8 +33,10 @@ func (c Config) Validate() error {
 		return bad("id %q", c.ID)
 	case !filepath.IsAbs(c.Dir) || len(c.Dir) > 80:
 		return bad("directory %q is not absolute or longer than 80 bytes", c.Dir)
-	case c.Kernel == "":
+	case c.Kernel == "" && c.Restore == nil:
 		return bad("no kernel")
+	case c.Restore != nil && (c.Restore.Memory == nil || c.Restore.State == nil || c.Memory != nil):
+		return bad("a clone needs saved memory and state, and has no other memory")
 	case c.CPUs < 1 || c.CPUs > MaxCPUs:
 		return bad("%d CPUs, not 1 to %d", c.CPUs, MaxCPUs)
 	case c.MemMiB < MinMemMiB || c.MemMiB > MaxMemMiB:

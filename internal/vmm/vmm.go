@@ -92,6 +92,21 @@ type (
 		Sweep(ctx context.Context, id string) error
 	}
 
+	// A Saver is a VM that clones can be made of.
+	Saver interface {
+		// Save stops the guest and writes the state of its devices to state.
+		// The VM was started with Config.Memory, which holds its memory from
+		// now on, and with empty slots only; it is good for Kill only, after an error too.
+		Save(ctx context.Context, state *os.File) error
+	}
+
+	// A Filler is a VM with slots that can be filled while it runs.
+	Filler interface {
+		// Fill puts the files of disks behind the empty slots with their IDs. The
+		// guest must not use these slots before it returns.
+		Fill(ctx context.Context, disks []Disk) error
+	}
+
 	// A Meter is a VM that reports what it costs the host.
 	Meter interface {
 		// HostUsage sums over all processes of the VM.
@@ -137,9 +152,23 @@ type Config struct {
 	Accel   Accel   // "" means AccelAuto
 	Machine Machine // "" means MachineAuto
 
-	Kernel  string // path of a vmlinux or bzImage
+	Kernel  string // path of a vmlinux or bzImage; not needed with Restore
 	Initrd  string // path of an initrd
 	Cmdline string // appended to what the driver itself needs
+
+	// Memory is the file, MemMiB large, that the guest's memory is to be, so
+	// that it is still there after Save. Nil: memory of the VM's own.
+	Memory *os.File
+	// Restore makes the VM a clone of a saved one instead of booting it. The
+	// configuration has to be the saved one's in all that a guest can see:
+	// machine, CPUs, MemMiB, the IDs and ReadOnly of the disks in their order, the number of
+	// NICs. Different may be the files behind the disks, and the NICs' MAC,
+	// which the guest learns only from whoever tells it.
+	Restore *Saved
+
+	// Procs are open cgroup.procs files; the driver puts all processes of
+	// the VM into these cgroups.
+	Procs []*os.File
 
 	CPUs   int // 1 to MaxCPUs
 	MemMiB int // MinMemMiB to MaxMemMiB
@@ -160,14 +189,30 @@ const (
 // A Disk is a raw file or block device given to the guest as a disk.
 type Disk struct {
 	// ID is what the guest sees as the disk's serial: 1 to 20 of [a-z0-9-].
-	ID       string
+	ID string
+	// Path of the file. "": an empty slot, SlotBytes of zeros; a clone may have a
+	// file in its place, and [Filler] puts one there later. The guest
+	// goes on seeing SlotBytes; what is beyond the file fails to read.
 	Path     string
 	ReadOnly bool // enforced by the VMM, not the guest
+}
+
+// SlotBytes is the apparent size of an empty slot, more than any file in it.
+const SlotBytes = 16 << 40
+
+// Saved is what Save left of a VM: clones are made of it, any number, and
+// none can change it. Both files are read only, also by a VMM that has been
+// taken over by its guest: Memory is a memfd sealed against writing.
+type Saved struct {
+	Memory *os.File // the guest's memory, mapped copy-on-write by clones
+	State  *os.File // of the devices, read from its beginning
 }
 
 // A NIC is one network interface of the guest.
 type NIC struct {
 	// Tap is the open descriptor of a tap device (IFF_TAP|IFF_NO_PI|IFF_VNET_HDR).
+	// To be saved and cloned a VM needs one too, connected to nothing, or
+	// its clones' NICs have no offloads.
 	Tap *os.File
 	// MAC is the guest's hardware address, six bytes.
 	MAC net.HardwareAddr
@@ -190,6 +235,11 @@ type Handle struct {
 // Capabilities is what a driver can do on this host.
 type Capabilities struct {
 	Version string // of the VMM, such as "7.2.22"
+	// Identity changes whenever what one VMM saved could not be restored by
+	// this one: another build, another accelerator, another host CPU.
+	Identity string
+	// Clones says that VMs are Savers, and that Config.Restore works.
+	Clones bool
 	// Accel is what AccelAuto resolves to, AccelWhy one sentence on why.
 	Accel    Accel
 	AccelWhy string

@@ -78,7 +78,7 @@ func (x StreamHeader_Kind) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use StreamHeader_Kind.Descriptor instead.
 func (StreamHeader_Kind) EnumDescriptor() ([]byte, []int) {
-	return file_guest_proto_rawDescGZIP(), []int{41, 0}
+	return file_guest_proto_rawDescGZIP(), []int{45, 0}
 }
 
 type InfoRequest struct {
@@ -119,7 +119,7 @@ func (*InfoRequest) Descriptor() ([]byte, []int) {
 
 type InfoResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Protocol      uint32                 `protobuf:"varint,1,opt,name=protocol,proto3" json:"protocol,omitempty"`                               // highest protocol revision the guest speaks, 1
+	Protocol      uint32                 `protobuf:"varint,1,opt,name=protocol,proto3" json:"protocol,omitempty"`                               // highest protocol revision the guest speaks, 2
 	Version       string                 `protobuf:"bytes,2,opt,name=version,proto3" json:"version,omitempty"`                                  // of hyperstart
 	KernelRelease string                 `protobuf:"bytes,3,opt,name=kernel_release,json=kernelRelease,proto3" json:"kernel_release,omitempty"` // uname -r
 	MemTotalBytes uint64                 `protobuf:"varint,4,opt,name=mem_total_bytes,json=memTotalBytes,proto3" json:"mem_total_bytes,omitempty"`
@@ -242,7 +242,9 @@ type ConfigureRequest struct {
 	WallClockNanos int64                  `protobuf:"varint,5,opt,name=wall_clock_nanos,json=wallClockNanos,proto3" json:"wall_clock_nanos,omitempty"` // Unix time, 0: leave the clock alone
 	Entropy        []byte                 `protobuf:"bytes,6,opt,name=entropy,proto3" json:"entropy,omitempty"`                                        // mixed into and credited to the kernel's pool
 	Sysctls        map[string]string      `protobuf:"bytes,7,rep,name=sysctls,proto3" json:"sysctls,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
-	ShmBytes       uint64                 `protobuf:"varint,8,opt,name=shm_bytes,json=shmBytes,proto3" json:"shm_bytes,omitempty"` // size of the pod's /dev/shm, 0: 64 MiB
+	ShmBytes       uint64                 `protobuf:"varint,8,opt,name=shm_bytes,json=shmBytes,proto3" json:"shm_bytes,omitempty"`                     // size of the pod's /dev/shm, 0: 64 MiB
+	MemoryMaxBytes uint64                 `protobuf:"varint,9,opt,name=memory_max_bytes,json=memoryMaxBytes,proto3" json:"memory_max_bytes,omitempty"` // of all containers together, with their page cache; 0: all there is
+	Cpus           uint32                 `protobuf:"varint,10,opt,name=cpus,proto3" json:"cpus,omitempty"`                                            // how many of the VM's CPUs containers may run on, 0: all
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache
 }
@@ -333,6 +335,20 @@ func (x *ConfigureRequest) GetShmBytes() uint64 {
 	return 0
 }
 
+func (x *ConfigureRequest) GetMemoryMaxBytes() uint64 {
+	if x != nil {
+		return x.MemoryMaxBytes
+	}
+	return 0
+}
+
+func (x *ConfigureRequest) GetCpus() uint32 {
+	if x != nil {
+		return x.Cpus
+	}
+	return 0
+}
+
 type ConfigureResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -370,11 +386,14 @@ func (*ConfigureResponse) Descriptor() ([]byte, []int) {
 }
 
 type Interface struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Mac           string                 `protobuf:"bytes,1,opt,name=mac,proto3" json:"mac,omitempty"`             // which interface: aa:bb:cc:dd:ee:ff
-	Name          string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`           // what to call it: eth0
-	Addresses     []string               `protobuf:"bytes,3,rep,name=addresses,proto3" json:"addresses,omitempty"` // CIDR: 172.30.0.2/16
-	Mtu           uint32                 `protobuf:"varint,4,opt,name=mtu,proto3" json:"mtu,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Mac   string                 `protobuf:"bytes,1,opt,name=mac,proto3" json:"mac,omitempty"`   // which interface: aa:bb:cc:dd:ee:ff
+	Name  string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"` // what to call it: eth0
+	// (mac, unless current_mac is there: then the interface that has that
+	// address gets mac instead. A clone has its template's address.)
+	Addresses     []string `protobuf:"bytes,3,rep,name=addresses,proto3" json:"addresses,omitempty"` // CIDR: 172.30.0.2/16
+	Mtu           uint32   `protobuf:"varint,4,opt,name=mtu,proto3" json:"mtu,omitempty"`
+	CurrentMac    string   `protobuf:"bytes,5,opt,name=current_mac,json=currentMac,proto3" json:"current_mac,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -435,6 +454,13 @@ func (x *Interface) GetMtu() uint32 {
 		return x.Mtu
 	}
 	return 0
+}
+
+func (x *Interface) GetCurrentMac() string {
+	if x != nil {
+		return x.CurrentMac
+	}
+	return ""
 }
 
 type Route struct {
@@ -864,6 +890,216 @@ func (x *StartProcessResponse) GetPid() uint32 {
 	return 0
 }
 
+type RunRequest struct {
+	state         protoimpl.MessageState  `protogen:"open.v1"`
+	Configure     *ConfigureRequest       `protobuf:"bytes,1,opt,name=configure,proto3" json:"configure,omitempty"`
+	Create        *CreateContainerRequest `protobuf:"bytes,2,opt,name=create,proto3" json:"create,omitempty"`
+	Start         *StartProcessRequest    `protobuf:"bytes,3,opt,name=start,proto3" json:"start,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RunRequest) Reset() {
+	*x = RunRequest{}
+	mi := &file_guest_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RunRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RunRequest) ProtoMessage() {}
+
+func (x *RunRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_guest_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RunRequest.ProtoReflect.Descriptor instead.
+func (*RunRequest) Descriptor() ([]byte, []int) {
+	return file_guest_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *RunRequest) GetConfigure() *ConfigureRequest {
+	if x != nil {
+		return x.Configure
+	}
+	return nil
+}
+
+func (x *RunRequest) GetCreate() *CreateContainerRequest {
+	if x != nil {
+		return x.Create
+	}
+	return nil
+}
+
+func (x *RunRequest) GetStart() *StartProcessRequest {
+	if x != nil {
+		return x.Start
+	}
+	return nil
+}
+
+type RunResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Pid   uint32                 `protobuf:"varint,1,opt,name=pid,proto3" json:"pid,omitempty"`
+	// Which part failed ("configure", "create", "start"), "": none. A container whose process
+	// did not start is there, as after the single calls.
+	Failed        string   `protobuf:"bytes,2,opt,name=failed,proto3" json:"failed,omitempty"`
+	Code          uint32   `protobuf:"varint,3,opt,name=code,proto3" json:"code,omitempty"` // gRPC status code of the failed part
+	Message       string   `protobuf:"bytes,4,opt,name=message,proto3" json:"message,omitempty"`
+	TookNanos     []uint64 `protobuf:"varint,5,rep,packed,name=took_nanos,json=tookNanos,proto3" json:"took_nanos,omitempty"` // each part that was done, in their order
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RunResponse) Reset() {
+	*x = RunResponse{}
+	mi := &file_guest_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RunResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RunResponse) ProtoMessage() {}
+
+func (x *RunResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_guest_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RunResponse.ProtoReflect.Descriptor instead.
+func (*RunResponse) Descriptor() ([]byte, []int) {
+	return file_guest_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *RunResponse) GetPid() uint32 {
+	if x != nil {
+		return x.Pid
+	}
+	return 0
+}
+
+func (x *RunResponse) GetFailed() string {
+	if x != nil {
+		return x.Failed
+	}
+	return ""
+}
+
+func (x *RunResponse) GetCode() uint32 {
+	if x != nil {
+		return x.Code
+	}
+	return 0
+}
+
+func (x *RunResponse) GetMessage() string {
+	if x != nil {
+		return x.Message
+	}
+	return ""
+}
+
+func (x *RunResponse) GetTookNanos() []uint64 {
+	if x != nil {
+		return x.TookNanos
+	}
+	return nil
+}
+
+type SettleRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SettleRequest) Reset() {
+	*x = SettleRequest{}
+	mi := &file_guest_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SettleRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SettleRequest) ProtoMessage() {}
+
+func (x *SettleRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_guest_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SettleRequest.ProtoReflect.Descriptor instead.
+func (*SettleRequest) Descriptor() ([]byte, []int) {
+	return file_guest_proto_rawDescGZIP(), []int{14}
+}
+
+type SettleResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SettleResponse) Reset() {
+	*x = SettleResponse{}
+	mi := &file_guest_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SettleResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SettleResponse) ProtoMessage() {}
+
+func (x *SettleResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_guest_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SettleResponse.ProtoReflect.Descriptor instead.
+func (*SettleResponse) Descriptor() ([]byte, []int) {
+	return file_guest_proto_rawDescGZIP(), []int{15}
+}
+
 type SignalRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	ContainerId   string                 `protobuf:"bytes,1,opt,name=container_id,json=containerId,proto3" json:"container_id,omitempty"`
@@ -876,7 +1112,7 @@ type SignalRequest struct {
 
 func (x *SignalRequest) Reset() {
 	*x = SignalRequest{}
-	mi := &file_guest_proto_msgTypes[12]
+	mi := &file_guest_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -888,7 +1124,7 @@ func (x *SignalRequest) String() string {
 func (*SignalRequest) ProtoMessage() {}
 
 func (x *SignalRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_guest_proto_msgTypes[12]
+	mi := &file_guest_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -901,7 +1137,7 @@ func (x *SignalRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignalRequest.ProtoReflect.Descriptor instead.
 func (*SignalRequest) Descriptor() ([]byte, []int) {
-	return file_guest_proto_rawDescGZIP(), []int{12}
+	return file_guest_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *SignalRequest) GetContainerId() string {
@@ -940,7 +1176,7 @@ type SignalResponse struct {
 
 func (x *SignalResponse) Reset() {
 	*x = SignalResponse{}
-	mi := &file_guest_proto_msgTypes[13]
+	mi := &file_guest_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -952,7 +1188,7 @@ func (x *SignalResponse) String() string {
 func (*SignalResponse) ProtoMessage() {}
 
 func (x *SignalResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_guest_proto_msgTypes[13]
+	mi := &file_guest_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -965,7 +1201,7 @@ func (x *SignalResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignalResponse.ProtoReflect.Descriptor instead.
 func (*SignalResponse) Descriptor() ([]byte, []int) {
-	return file_guest_proto_rawDescGZIP(), []int{13}
+	return file_guest_proto_rawDescGZIP(), []int{17}
 }
 
 type ResizeRequest struct {
@@ -980,7 +1216,7 @@ type ResizeRequest struct {
 
 func (x *ResizeRequest) Reset() {
 	*x = ResizeRequest{}
-	mi := &file_guest_proto_msgTypes[14]
+	mi := &file_guest_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -992,7 +1228,7 @@ func (x *ResizeRequest) String() string {
 func (*ResizeRequest) ProtoMessage() {}
 
 func (x *ResizeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_guest_proto_msgTypes[14]
+	mi := &file_guest_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1005,7 +1241,7 @@ func (x *ResizeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResizeRequest.ProtoReflect.Descriptor instead.
 func (*ResizeRequest) Descriptor() ([]byte, []int) {
-	return file_guest_proto_rawDescGZIP(), []int{14}
+	return file_guest_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *ResizeRequest) GetContainerId() string {
@@ -1044,7 +1280,7 @@ type ResizeResponse struct {
 
 func (x *ResizeResponse) Reset() {
 	*x = ResizeResponse{}
-	mi := &file_guest_proto_msgTypes[15]
+	mi := &file_guest_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1056,7 +1292,7 @@ func (x *ResizeResponse) String() string {
 func (*ResizeResponse) ProtoMessage() {}
 
 func (x *ResizeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_guest_proto_msgTypes[15]
+	mi := &file_guest_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1069,7 +1305,7 @@ func (x *ResizeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResizeResponse.ProtoReflect.Descriptor instead.
 func (*ResizeResponse) Descriptor() ([]byte, []int) {
-	return file_guest_proto_rawDescGZIP(), []int{15}
+	return file_guest_proto_rawDescGZIP(), []int{19}
 }
 
 type CloseStdinRequest struct {
@@ -1085,7 +1321,7 @@ type CloseStdinRequest struct {
 
 func (x *CloseStdinRequest) Reset() {
 	*x = CloseStdinRequest{}
-	mi := &file_guest_proto_msgTypes[16]
+	mi := &file_guest_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1097,7 +1333,7 @@ func (x *CloseStdinRequest) String() string {
 func (*CloseStdinRequest) ProtoMessage() {}
 
 func (x *CloseStdinRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_guest_proto_msgTypes[16]
+	mi := &file_guest_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1110,7 +1346,7 @@ func (x *CloseStdinRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CloseStdinRequest.ProtoReflect.Descriptor instead.
 func (*CloseStdinRequest) Descriptor() ([]byte, []int) {
-	return file_guest_proto_rawDescGZIP(), []int{16}
+	return file_guest_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *CloseStdinRequest) GetContainerId() string {
@@ -1142,7 +1378,7 @@ type CloseStdinResponse struct {
 
 func (x *CloseStdinResponse) Reset() {
 	*x = CloseStdinResponse{}
-	mi := &file_guest_proto_msgTypes[17]
+	mi := &file_guest_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1154,7 +1390,7 @@ func (x *CloseStdinResponse) String() string {
 func (*CloseStdinResponse) ProtoMessage() {}
 
 func (x *CloseStdinResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_guest_proto_msgTypes[17]
+	mi := &file_guest_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1167,7 +1403,7 @@ func (x *CloseStdinResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CloseStdinResponse.ProtoReflect.Descriptor instead.
 func (*CloseStdinResponse) Descriptor() ([]byte, []int) {
-	return file_guest_proto_rawDescGZIP(), []int{17}
+	return file_guest_proto_rawDescGZIP(), []int{21}
 }
 
 type WaitRequest struct {
@@ -1180,7 +1416,7 @@ type WaitRequest struct {
 
 func (x *WaitRequest) Reset() {
 	*x = WaitRequest{}
-	mi := &file_guest_proto_msgTypes[18]
+	mi := &file_guest_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1192,7 +1428,7 @@ func (x *WaitRequest) String() string {
 func (*WaitRequest) ProtoMessage() {}
 
 func (x *WaitRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_guest_proto_msgTypes[18]
+	mi := &file_guest_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1205,7 +1441,7 @@ func (x *WaitRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WaitRequest.ProtoReflect.Descriptor instead.
 func (*WaitRequest) Descriptor() ([]byte, []int) {
-	return file_guest_proto_rawDescGZIP(), []int{18}
+	return file_guest_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *WaitRequest) GetContainerId() string {
@@ -1234,7 +1470,7 @@ type WaitResponse struct {
 
 func (x *WaitResponse) Reset() {
 	*x = WaitResponse{}
-	mi := &file_guest_proto_msgTypes[19]
+	mi := &file_guest_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1246,7 +1482,7 @@ func (x *WaitResponse) String() string {
 func (*WaitResponse) ProtoMessage() {}
 
 func (x *WaitResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_guest_proto_msgTypes[19]
+	mi := &file_guest_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1259,7 +1495,7 @@ func (x *WaitResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WaitResponse.ProtoReflect.Descriptor instead.
 func (*WaitResponse) Descriptor() ([]byte, []int) {
-	return file_guest_proto_rawDescGZIP(), []int{19}
+	return file_guest_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *WaitResponse) GetExitCode() uint32 {
@@ -1300,7 +1536,7 @@ type DeleteProcessRequest struct {
 
 func (x *DeleteProcessRequest) Reset() {
 	*x = DeleteProcessRequest{}
-	mi := &file_guest_proto_msgTypes[20]
+	mi := &file_guest_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1312,7 +1548,7 @@ func (x *DeleteProcessRequest) String() string {
 func (*DeleteProcessRequest) ProtoMessage() {}
 
 func (x *DeleteProcessRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_guest_proto_msgTypes[20]
+	mi := &file_guest_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1325,7 +1561,7 @@ func (x *DeleteProcessRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteProcessRequest.ProtoReflect.Descriptor instead.
 func (*DeleteProcessRequest) Descriptor() ([]byte, []int) {
-	return file_guest_proto_rawDescGZIP(), []int{20}
+	return file_guest_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *DeleteProcessRequest) GetContainerId() string {
@@ -1350,7 +1586,7 @@ type DeleteProcessResponse struct {
 
 func (x *DeleteProcessResponse) Reset() {
 	*x = DeleteProcessResponse{}
-	mi := &file_guest_proto_msgTypes[21]
+	mi := &file_guest_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1362,7 +1598,7 @@ func (x *DeleteProcessResponse) String() string {
 func (*DeleteProcessResponse) ProtoMessage() {}
 
 func (x *DeleteProcessResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_guest_proto_msgTypes[21]
+	mi := &file_guest_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1375,7 +1611,7 @@ func (x *DeleteProcessResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteProcessResponse.ProtoReflect.Descriptor instead.
 func (*DeleteProcessResponse) Descriptor() ([]byte, []int) {
-	return file_guest_proto_rawDescGZIP(), []int{21}
+	return file_guest_proto_rawDescGZIP(), []int{25}
 }
 
 type DeleteContainerRequest struct {
@@ -1387,7 +1623,7 @@ type DeleteContainerRequest struct {
 
 func (x *DeleteContainerRequest) Reset() {
 	*x = DeleteContainerRequest{}
-	mi := &file_guest_proto_msgTypes[22]
+	mi := &file_guest_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1399,7 +1635,7 @@ func (x *DeleteContainerRequest) String() string {
 func (*DeleteContainerRequest) ProtoMessage() {}
 
 func (x *DeleteContainerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_guest_proto_msgTypes[22]
+	mi := &file_guest_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1412,7 +1648,7 @@ func (x *DeleteContainerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteContainerRequest.ProtoReflect.Descriptor instead.
 func (*DeleteContainerRequest) Descriptor() ([]byte, []int) {
-	return file_guest_proto_rawDescGZIP(), []int{22}
+	return file_guest_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *DeleteContainerRequest) GetId() string {
@@ -1430,7 +1666,7 @@ type DeleteContainerResponse struct {
 
 func (x *DeleteContainerResponse) Reset() {
 	*x = DeleteContainerResponse{}
-	mi := &file_guest_proto_msgTypes[23]
+	mi := &file_guest_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1442,7 +1678,7 @@ func (x *DeleteContainerResponse) String() string {
 func (*DeleteContainerResponse) ProtoMessage() {}
 
 func (x *DeleteContainerResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_guest_proto_msgTypes[23]
+	mi := &file_guest_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1455,7 +1691,7 @@ func (x *DeleteContainerResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteContainerResponse.ProtoReflect.Descriptor instead.
 func (*DeleteContainerResponse) Descriptor() ([]byte, []int) {
-	return file_guest_proto_rawDescGZIP(), []int{23}
+	return file_guest_proto_rawDescGZIP(), []int{27}
 }
 
 type PauseRequest struct {
@@ -1467,7 +1703,7 @@ type PauseRequest struct {
 
 func (x *PauseRequest) Reset() {
 	*x = PauseRequest{}
-	mi := &file_guest_proto_msgTypes[24]
+	mi := &file_guest_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1479,7 +1715,7 @@ func (x *PauseRequest) String() string {
 func (*PauseRequest) ProtoMessage() {}
 
 func (x *PauseRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_guest_proto_msgTypes[24]
+	mi := &file_guest_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1492,7 +1728,7 @@ func (x *PauseRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PauseRequest.ProtoReflect.Descriptor instead.
 func (*PauseRequest) Descriptor() ([]byte, []int) {
-	return file_guest_proto_rawDescGZIP(), []int{24}
+	return file_guest_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *PauseRequest) GetContainerId() string {
@@ -1510,7 +1746,7 @@ type PauseResponse struct {
 
 func (x *PauseResponse) Reset() {
 	*x = PauseResponse{}
-	mi := &file_guest_proto_msgTypes[25]
+	mi := &file_guest_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1522,7 +1758,7 @@ func (x *PauseResponse) String() string {
 func (*PauseResponse) ProtoMessage() {}
 
 func (x *PauseResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_guest_proto_msgTypes[25]
+	mi := &file_guest_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1535,7 +1771,7 @@ func (x *PauseResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PauseResponse.ProtoReflect.Descriptor instead.
 func (*PauseResponse) Descriptor() ([]byte, []int) {
-	return file_guest_proto_rawDescGZIP(), []int{25}
+	return file_guest_proto_rawDescGZIP(), []int{29}
 }
 
 type ResumeRequest struct {
@@ -1547,7 +1783,7 @@ type ResumeRequest struct {
 
 func (x *ResumeRequest) Reset() {
 	*x = ResumeRequest{}
-	mi := &file_guest_proto_msgTypes[26]
+	mi := &file_guest_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1559,7 +1795,7 @@ func (x *ResumeRequest) String() string {
 func (*ResumeRequest) ProtoMessage() {}
 
 func (x *ResumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_guest_proto_msgTypes[26]
+	mi := &file_guest_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1572,7 +1808,7 @@ func (x *ResumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResumeRequest.ProtoReflect.Descriptor instead.
 func (*ResumeRequest) Descriptor() ([]byte, []int) {
-	return file_guest_proto_rawDescGZIP(), []int{26}
+	return file_guest_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *ResumeRequest) GetContainerId() string {
@@ -1590,7 +1826,7 @@ type ResumeResponse struct {
 
 func (x *ResumeResponse) Reset() {
 	*x = ResumeResponse{}
-	mi := &file_guest_proto_msgTypes[27]
+	mi := &file_guest_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1602,7 +1838,7 @@ func (x *ResumeResponse) String() string {
 func (*ResumeResponse) ProtoMessage() {}
 
 func (x *ResumeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_guest_proto_msgTypes[27]
+	mi := &file_guest_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1615,7 +1851,7 @@ func (x *ResumeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResumeResponse.ProtoReflect.Descriptor instead.
 func (*ResumeResponse) Descriptor() ([]byte, []int) {
-	return file_guest_proto_rawDescGZIP(), []int{27}
+	return file_guest_proto_rawDescGZIP(), []int{31}
 }
 
 type ProcessesRequest struct {
@@ -1627,7 +1863,7 @@ type ProcessesRequest struct {
 
 func (x *ProcessesRequest) Reset() {
 	*x = ProcessesRequest{}
-	mi := &file_guest_proto_msgTypes[28]
+	mi := &file_guest_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1639,7 +1875,7 @@ func (x *ProcessesRequest) String() string {
 func (*ProcessesRequest) ProtoMessage() {}
 
 func (x *ProcessesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_guest_proto_msgTypes[28]
+	mi := &file_guest_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1652,7 +1888,7 @@ func (x *ProcessesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProcessesRequest.ProtoReflect.Descriptor instead.
 func (*ProcessesRequest) Descriptor() ([]byte, []int) {
-	return file_guest_proto_rawDescGZIP(), []int{28}
+	return file_guest_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *ProcessesRequest) GetContainerId() string {
@@ -1671,7 +1907,7 @@ type ProcessesResponse struct {
 
 func (x *ProcessesResponse) Reset() {
 	*x = ProcessesResponse{}
-	mi := &file_guest_proto_msgTypes[29]
+	mi := &file_guest_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1683,7 +1919,7 @@ func (x *ProcessesResponse) String() string {
 func (*ProcessesResponse) ProtoMessage() {}
 
 func (x *ProcessesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_guest_proto_msgTypes[29]
+	mi := &file_guest_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1696,7 +1932,7 @@ func (x *ProcessesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProcessesResponse.ProtoReflect.Descriptor instead.
 func (*ProcessesResponse) Descriptor() ([]byte, []int) {
-	return file_guest_proto_rawDescGZIP(), []int{29}
+	return file_guest_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *ProcessesResponse) GetProcesses() []*Process {
@@ -1726,7 +1962,7 @@ type Process struct {
 
 func (x *Process) Reset() {
 	*x = Process{}
-	mi := &file_guest_proto_msgTypes[30]
+	mi := &file_guest_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1738,7 +1974,7 @@ func (x *Process) String() string {
 func (*Process) ProtoMessage() {}
 
 func (x *Process) ProtoReflect() protoreflect.Message {
-	mi := &file_guest_proto_msgTypes[30]
+	mi := &file_guest_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1751,7 +1987,7 @@ func (x *Process) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Process.ProtoReflect.Descriptor instead.
 func (*Process) Descriptor() ([]byte, []int) {
-	return file_guest_proto_rawDescGZIP(), []int{30}
+	return file_guest_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *Process) GetPid() uint32 {
@@ -1847,7 +2083,7 @@ type StatsRequest struct {
 
 func (x *StatsRequest) Reset() {
 	*x = StatsRequest{}
-	mi := &file_guest_proto_msgTypes[31]
+	mi := &file_guest_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1859,7 +2095,7 @@ func (x *StatsRequest) String() string {
 func (*StatsRequest) ProtoMessage() {}
 
 func (x *StatsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_guest_proto_msgTypes[31]
+	mi := &file_guest_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1872,7 +2108,7 @@ func (x *StatsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatsRequest.ProtoReflect.Descriptor instead.
 func (*StatsRequest) Descriptor() ([]byte, []int) {
-	return file_guest_proto_rawDescGZIP(), []int{31}
+	return file_guest_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *StatsRequest) GetContainerId() string {
@@ -1908,7 +2144,7 @@ type StatsResponse struct {
 
 func (x *StatsResponse) Reset() {
 	*x = StatsResponse{}
-	mi := &file_guest_proto_msgTypes[32]
+	mi := &file_guest_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1920,7 +2156,7 @@ func (x *StatsResponse) String() string {
 func (*StatsResponse) ProtoMessage() {}
 
 func (x *StatsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_guest_proto_msgTypes[32]
+	mi := &file_guest_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1933,7 +2169,7 @@ func (x *StatsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatsResponse.ProtoReflect.Descriptor instead.
 func (*StatsResponse) Descriptor() ([]byte, []int) {
-	return file_guest_proto_rawDescGZIP(), []int{32}
+	return file_guest_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *StatsResponse) GetReadAtNanos() int64 {
@@ -2076,7 +2312,7 @@ type BlockIO struct {
 
 func (x *BlockIO) Reset() {
 	*x = BlockIO{}
-	mi := &file_guest_proto_msgTypes[33]
+	mi := &file_guest_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2088,7 +2324,7 @@ func (x *BlockIO) String() string {
 func (*BlockIO) ProtoMessage() {}
 
 func (x *BlockIO) ProtoReflect() protoreflect.Message {
-	mi := &file_guest_proto_msgTypes[33]
+	mi := &file_guest_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2101,7 +2337,7 @@ func (x *BlockIO) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BlockIO.ProtoReflect.Descriptor instead.
 func (*BlockIO) Descriptor() ([]byte, []int) {
-	return file_guest_proto_rawDescGZIP(), []int{33}
+	return file_guest_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *BlockIO) GetMajor() uint32 {
@@ -2163,7 +2399,7 @@ type InterfaceStats struct {
 
 func (x *InterfaceStats) Reset() {
 	*x = InterfaceStats{}
-	mi := &file_guest_proto_msgTypes[34]
+	mi := &file_guest_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2175,7 +2411,7 @@ func (x *InterfaceStats) String() string {
 func (*InterfaceStats) ProtoMessage() {}
 
 func (x *InterfaceStats) ProtoReflect() protoreflect.Message {
-	mi := &file_guest_proto_msgTypes[34]
+	mi := &file_guest_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2188,7 +2424,7 @@ func (x *InterfaceStats) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InterfaceStats.ProtoReflect.Descriptor instead.
 func (*InterfaceStats) Descriptor() ([]byte, []int) {
-	return file_guest_proto_rawDescGZIP(), []int{34}
+	return file_guest_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *InterfaceStats) GetName() string {
@@ -2264,7 +2500,7 @@ type UpdateRequest struct {
 
 func (x *UpdateRequest) Reset() {
 	*x = UpdateRequest{}
-	mi := &file_guest_proto_msgTypes[35]
+	mi := &file_guest_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2276,7 +2512,7 @@ func (x *UpdateRequest) String() string {
 func (*UpdateRequest) ProtoMessage() {}
 
 func (x *UpdateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_guest_proto_msgTypes[35]
+	mi := &file_guest_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2289,7 +2525,7 @@ func (x *UpdateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateRequest.ProtoReflect.Descriptor instead.
 func (*UpdateRequest) Descriptor() ([]byte, []int) {
-	return file_guest_proto_rawDescGZIP(), []int{35}
+	return file_guest_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *UpdateRequest) GetContainerId() string {
@@ -2314,7 +2550,7 @@ type UpdateResponse struct {
 
 func (x *UpdateResponse) Reset() {
 	*x = UpdateResponse{}
-	mi := &file_guest_proto_msgTypes[36]
+	mi := &file_guest_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2326,7 +2562,7 @@ func (x *UpdateResponse) String() string {
 func (*UpdateResponse) ProtoMessage() {}
 
 func (x *UpdateResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_guest_proto_msgTypes[36]
+	mi := &file_guest_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2339,7 +2575,7 @@ func (x *UpdateResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateResponse.ProtoReflect.Descriptor instead.
 func (*UpdateResponse) Descriptor() ([]byte, []int) {
-	return file_guest_proto_rawDescGZIP(), []int{36}
+	return file_guest_proto_rawDescGZIP(), []int{40}
 }
 
 type EventsRequest struct {
@@ -2350,7 +2586,7 @@ type EventsRequest struct {
 
 func (x *EventsRequest) Reset() {
 	*x = EventsRequest{}
-	mi := &file_guest_proto_msgTypes[37]
+	mi := &file_guest_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2362,7 +2598,7 @@ func (x *EventsRequest) String() string {
 func (*EventsRequest) ProtoMessage() {}
 
 func (x *EventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_guest_proto_msgTypes[37]
+	mi := &file_guest_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2375,7 +2611,7 @@ func (x *EventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EventsRequest.ProtoReflect.Descriptor instead.
 func (*EventsRequest) Descriptor() ([]byte, []int) {
-	return file_guest_proto_rawDescGZIP(), []int{37}
+	return file_guest_proto_rawDescGZIP(), []int{41}
 }
 
 type Event struct {
@@ -2389,7 +2625,7 @@ type Event struct {
 
 func (x *Event) Reset() {
 	*x = Event{}
-	mi := &file_guest_proto_msgTypes[38]
+	mi := &file_guest_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2401,7 +2637,7 @@ func (x *Event) String() string {
 func (*Event) ProtoMessage() {}
 
 func (x *Event) ProtoReflect() protoreflect.Message {
-	mi := &file_guest_proto_msgTypes[38]
+	mi := &file_guest_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2414,7 +2650,7 @@ func (x *Event) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Event.ProtoReflect.Descriptor instead.
 func (*Event) Descriptor() ([]byte, []int) {
-	return file_guest_proto_rawDescGZIP(), []int{38}
+	return file_guest_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *Event) GetContainerId() string {
@@ -2446,7 +2682,7 @@ type ShutdownRequest struct {
 
 func (x *ShutdownRequest) Reset() {
 	*x = ShutdownRequest{}
-	mi := &file_guest_proto_msgTypes[39]
+	mi := &file_guest_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2458,7 +2694,7 @@ func (x *ShutdownRequest) String() string {
 func (*ShutdownRequest) ProtoMessage() {}
 
 func (x *ShutdownRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_guest_proto_msgTypes[39]
+	mi := &file_guest_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2471,7 +2707,7 @@ func (x *ShutdownRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShutdownRequest.ProtoReflect.Descriptor instead.
 func (*ShutdownRequest) Descriptor() ([]byte, []int) {
-	return file_guest_proto_rawDescGZIP(), []int{39}
+	return file_guest_proto_rawDescGZIP(), []int{43}
 }
 
 type ShutdownResponse struct {
@@ -2482,7 +2718,7 @@ type ShutdownResponse struct {
 
 func (x *ShutdownResponse) Reset() {
 	*x = ShutdownResponse{}
-	mi := &file_guest_proto_msgTypes[40]
+	mi := &file_guest_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2494,7 +2730,7 @@ func (x *ShutdownResponse) String() string {
 func (*ShutdownResponse) ProtoMessage() {}
 
 func (x *ShutdownResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_guest_proto_msgTypes[40]
+	mi := &file_guest_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2507,7 +2743,7 @@ func (x *ShutdownResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShutdownResponse.ProtoReflect.Descriptor instead.
 func (*ShutdownResponse) Descriptor() ([]byte, []int) {
-	return file_guest_proto_rawDescGZIP(), []int{40}
+	return file_guest_proto_rawDescGZIP(), []int{44}
 }
 
 // A StreamHeader opens every stdio stream of the multiplexed connection, sent
@@ -2538,7 +2774,7 @@ type StreamHeader struct {
 
 func (x *StreamHeader) Reset() {
 	*x = StreamHeader{}
-	mi := &file_guest_proto_msgTypes[41]
+	mi := &file_guest_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2550,7 +2786,7 @@ func (x *StreamHeader) String() string {
 func (*StreamHeader) ProtoMessage() {}
 
 func (x *StreamHeader) ProtoReflect() protoreflect.Message {
-	mi := &file_guest_proto_msgTypes[41]
+	mi := &file_guest_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2563,7 +2799,7 @@ func (x *StreamHeader) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StreamHeader.ProtoReflect.Descriptor instead.
 func (*StreamHeader) Descriptor() ([]byte, []int) {
-	return file_guest_proto_rawDescGZIP(), []int{41}
+	return file_guest_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *StreamHeader) GetContainerId() string {
@@ -2614,7 +2850,7 @@ const file_guest_proto_rawDesc = "" +
 	"anon_bytes\x18\b \x01(\x04R\tanonBytes\x12 \n" +
 	"\vdescriptors\x18\t \x01(\rR\vdescriptors\x12\x1c\n" +
 	"\tprocesses\x18\n" +
-	" \x01(\rR\tprocesses\"\x9e\x03\n" +
+	" \x01(\rR\tprocesses\"\xdc\x03\n" +
 	"\x10ConfigureRequest\x12\x1a\n" +
 	"\bhostname\x18\x01 \x01(\tR\bhostname\x12\x1e\n" +
 	"\n" +
@@ -2627,16 +2863,21 @@ const file_guest_proto_rawDesc = "" +
 	"\x10wall_clock_nanos\x18\x05 \x01(\x03R\x0ewallClockNanos\x12\x18\n" +
 	"\aentropy\x18\x06 \x01(\fR\aentropy\x12G\n" +
 	"\asysctls\x18\a \x03(\v2-.hyper.guest.v1.ConfigureRequest.SysctlsEntryR\asysctls\x12\x1b\n" +
-	"\tshm_bytes\x18\b \x01(\x04R\bshmBytes\x1a:\n" +
+	"\tshm_bytes\x18\b \x01(\x04R\bshmBytes\x12(\n" +
+	"\x10memory_max_bytes\x18\t \x01(\x04R\x0ememoryMaxBytes\x12\x12\n" +
+	"\x04cpus\x18\n" +
+	" \x01(\rR\x04cpus\x1a:\n" +
 	"\fSysctlsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x13\n" +
-	"\x11ConfigureResponse\"a\n" +
+	"\x11ConfigureResponse\"\x82\x01\n" +
 	"\tInterface\x12\x10\n" +
 	"\x03mac\x18\x01 \x01(\tR\x03mac\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x1c\n" +
 	"\taddresses\x18\x03 \x03(\tR\taddresses\x12\x10\n" +
-	"\x03mtu\x18\x04 \x01(\rR\x03mtu\"a\n" +
+	"\x03mtu\x18\x04 \x01(\rR\x03mtu\x12\x1f\n" +
+	"\vcurrent_mac\x18\x05 \x01(\tR\n" +
+	"currentMac\"a\n" +
 	"\x05Route\x12 \n" +
 	"\vdestination\x18\x01 \x01(\tR\vdestination\x12\x18\n" +
 	"\agateway\x18\x02 \x01(\tR\agateway\x12\x1c\n" +
@@ -2664,7 +2905,21 @@ const file_guest_proto_rawDesc = "" +
 	"\x05stdin\x18\x06 \x01(\bR\x05stdin\x12\x12\n" +
 	"\x04init\x18\a \x01(\bR\x04init\"(\n" +
 	"\x14StartProcessResponse\x12\x10\n" +
-	"\x03pid\x18\x01 \x01(\rR\x03pid\"u\n" +
+	"\x03pid\x18\x01 \x01(\rR\x03pid\"\xc7\x01\n" +
+	"\n" +
+	"RunRequest\x12>\n" +
+	"\tconfigure\x18\x01 \x01(\v2 .hyper.guest.v1.ConfigureRequestR\tconfigure\x12>\n" +
+	"\x06create\x18\x02 \x01(\v2&.hyper.guest.v1.CreateContainerRequestR\x06create\x129\n" +
+	"\x05start\x18\x03 \x01(\v2#.hyper.guest.v1.StartProcessRequestR\x05start\"\x84\x01\n" +
+	"\vRunResponse\x12\x10\n" +
+	"\x03pid\x18\x01 \x01(\rR\x03pid\x12\x16\n" +
+	"\x06failed\x18\x02 \x01(\tR\x06failed\x12\x12\n" +
+	"\x04code\x18\x03 \x01(\rR\x04code\x12\x18\n" +
+	"\amessage\x18\x04 \x01(\tR\amessage\x12\x1d\n" +
+	"\n" +
+	"took_nanos\x18\x05 \x03(\x04R\ttookNanos\"\x0f\n" +
+	"\rSettleRequest\"\x10\n" +
+	"\x0eSettleResponse\"u\n" +
 	"\rSignalRequest\x12!\n" +
 	"\fcontainer_id\x18\x01 \x01(\tR\vcontainerId\x12\x17\n" +
 	"\aexec_id\x18\x02 \x01(\tR\x06execId\x12\x16\n" +
@@ -2798,13 +3053,14 @@ const file_guest_proto_rawDesc = "" +
 	"\n" +
 	"\x06STDOUT\x10\x01\x12\n" +
 	"\n" +
-	"\x06STDERR\x10\x022\xc8\n" +
-	"\n" +
+	"\x06STDERR\x10\x022\xd1\v\n" +
 	"\x05Guest\x12A\n" +
 	"\x04Info\x12\x1b.hyper.guest.v1.InfoRequest\x1a\x1c.hyper.guest.v1.InfoResponse\x12P\n" +
 	"\tConfigure\x12 .hyper.guest.v1.ConfigureRequest\x1a!.hyper.guest.v1.ConfigureResponse\x12b\n" +
 	"\x0fCreateContainer\x12&.hyper.guest.v1.CreateContainerRequest\x1a'.hyper.guest.v1.CreateContainerResponse\x12Y\n" +
-	"\fStartProcess\x12#.hyper.guest.v1.StartProcessRequest\x1a$.hyper.guest.v1.StartProcessResponse\x12G\n" +
+	"\fStartProcess\x12#.hyper.guest.v1.StartProcessRequest\x1a$.hyper.guest.v1.StartProcessResponse\x12>\n" +
+	"\x03Run\x12\x1a.hyper.guest.v1.RunRequest\x1a\x1b.hyper.guest.v1.RunResponse\x12G\n" +
+	"\x06Settle\x12\x1d.hyper.guest.v1.SettleRequest\x1a\x1e.hyper.guest.v1.SettleResponse\x12G\n" +
 	"\x06Signal\x12\x1d.hyper.guest.v1.SignalRequest\x1a\x1e.hyper.guest.v1.SignalResponse\x12G\n" +
 	"\x06Resize\x12\x1d.hyper.guest.v1.ResizeRequest\x1a\x1e.hyper.guest.v1.ResizeResponse\x12S\n" +
 	"\n" +
@@ -2833,7 +3089,7 @@ func file_guest_proto_rawDescGZIP() []byte {
 }
 
 var file_guest_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_guest_proto_msgTypes = make([]protoimpl.MessageInfo, 44)
+var file_guest_proto_msgTypes = make([]protoimpl.MessageInfo, 48)
 var file_guest_proto_goTypes = []any{
 	(StreamHeader_Kind)(0),          // 0: hyper.guest.v1.StreamHeader.Kind
 	(*InfoRequest)(nil),             // 1: hyper.guest.v1.InfoRequest
@@ -2848,89 +3104,100 @@ var file_guest_proto_goTypes = []any{
 	(*CreateContainerResponse)(nil), // 10: hyper.guest.v1.CreateContainerResponse
 	(*StartProcessRequest)(nil),     // 11: hyper.guest.v1.StartProcessRequest
 	(*StartProcessResponse)(nil),    // 12: hyper.guest.v1.StartProcessResponse
-	(*SignalRequest)(nil),           // 13: hyper.guest.v1.SignalRequest
-	(*SignalResponse)(nil),          // 14: hyper.guest.v1.SignalResponse
-	(*ResizeRequest)(nil),           // 15: hyper.guest.v1.ResizeRequest
-	(*ResizeResponse)(nil),          // 16: hyper.guest.v1.ResizeResponse
-	(*CloseStdinRequest)(nil),       // 17: hyper.guest.v1.CloseStdinRequest
-	(*CloseStdinResponse)(nil),      // 18: hyper.guest.v1.CloseStdinResponse
-	(*WaitRequest)(nil),             // 19: hyper.guest.v1.WaitRequest
-	(*WaitResponse)(nil),            // 20: hyper.guest.v1.WaitResponse
-	(*DeleteProcessRequest)(nil),    // 21: hyper.guest.v1.DeleteProcessRequest
-	(*DeleteProcessResponse)(nil),   // 22: hyper.guest.v1.DeleteProcessResponse
-	(*DeleteContainerRequest)(nil),  // 23: hyper.guest.v1.DeleteContainerRequest
-	(*DeleteContainerResponse)(nil), // 24: hyper.guest.v1.DeleteContainerResponse
-	(*PauseRequest)(nil),            // 25: hyper.guest.v1.PauseRequest
-	(*PauseResponse)(nil),           // 26: hyper.guest.v1.PauseResponse
-	(*ResumeRequest)(nil),           // 27: hyper.guest.v1.ResumeRequest
-	(*ResumeResponse)(nil),          // 28: hyper.guest.v1.ResumeResponse
-	(*ProcessesRequest)(nil),        // 29: hyper.guest.v1.ProcessesRequest
-	(*ProcessesResponse)(nil),       // 30: hyper.guest.v1.ProcessesResponse
-	(*Process)(nil),                 // 31: hyper.guest.v1.Process
-	(*StatsRequest)(nil),            // 32: hyper.guest.v1.StatsRequest
-	(*StatsResponse)(nil),           // 33: hyper.guest.v1.StatsResponse
-	(*BlockIO)(nil),                 // 34: hyper.guest.v1.BlockIO
-	(*InterfaceStats)(nil),          // 35: hyper.guest.v1.InterfaceStats
-	(*UpdateRequest)(nil),           // 36: hyper.guest.v1.UpdateRequest
-	(*UpdateResponse)(nil),          // 37: hyper.guest.v1.UpdateResponse
-	(*EventsRequest)(nil),           // 38: hyper.guest.v1.EventsRequest
-	(*Event)(nil),                   // 39: hyper.guest.v1.Event
-	(*ShutdownRequest)(nil),         // 40: hyper.guest.v1.ShutdownRequest
-	(*ShutdownResponse)(nil),        // 41: hyper.guest.v1.ShutdownResponse
-	(*StreamHeader)(nil),            // 42: hyper.guest.v1.StreamHeader
-	nil,                             // 43: hyper.guest.v1.ConfigureRequest.SysctlsEntry
-	nil,                             // 44: hyper.guest.v1.StatsResponse.MemoryStatEntry
+	(*RunRequest)(nil),              // 13: hyper.guest.v1.RunRequest
+	(*RunResponse)(nil),             // 14: hyper.guest.v1.RunResponse
+	(*SettleRequest)(nil),           // 15: hyper.guest.v1.SettleRequest
+	(*SettleResponse)(nil),          // 16: hyper.guest.v1.SettleResponse
+	(*SignalRequest)(nil),           // 17: hyper.guest.v1.SignalRequest
+	(*SignalResponse)(nil),          // 18: hyper.guest.v1.SignalResponse
+	(*ResizeRequest)(nil),           // 19: hyper.guest.v1.ResizeRequest
+	(*ResizeResponse)(nil),          // 20: hyper.guest.v1.ResizeResponse
+	(*CloseStdinRequest)(nil),       // 21: hyper.guest.v1.CloseStdinRequest
+	(*CloseStdinResponse)(nil),      // 22: hyper.guest.v1.CloseStdinResponse
+	(*WaitRequest)(nil),             // 23: hyper.guest.v1.WaitRequest
+	(*WaitResponse)(nil),            // 24: hyper.guest.v1.WaitResponse
+	(*DeleteProcessRequest)(nil),    // 25: hyper.guest.v1.DeleteProcessRequest
+	(*DeleteProcessResponse)(nil),   // 26: hyper.guest.v1.DeleteProcessResponse
+	(*DeleteContainerRequest)(nil),  // 27: hyper.guest.v1.DeleteContainerRequest
+	(*DeleteContainerResponse)(nil), // 28: hyper.guest.v1.DeleteContainerResponse
+	(*PauseRequest)(nil),            // 29: hyper.guest.v1.PauseRequest
+	(*PauseResponse)(nil),           // 30: hyper.guest.v1.PauseResponse
+	(*ResumeRequest)(nil),           // 31: hyper.guest.v1.ResumeRequest
+	(*ResumeResponse)(nil),          // 32: hyper.guest.v1.ResumeResponse
+	(*ProcessesRequest)(nil),        // 33: hyper.guest.v1.ProcessesRequest
+	(*ProcessesResponse)(nil),       // 34: hyper.guest.v1.ProcessesResponse
+	(*Process)(nil),                 // 35: hyper.guest.v1.Process
+	(*StatsRequest)(nil),            // 36: hyper.guest.v1.StatsRequest
+	(*StatsResponse)(nil),           // 37: hyper.guest.v1.StatsResponse
+	(*BlockIO)(nil),                 // 38: hyper.guest.v1.BlockIO
+	(*InterfaceStats)(nil),          // 39: hyper.guest.v1.InterfaceStats
+	(*UpdateRequest)(nil),           // 40: hyper.guest.v1.UpdateRequest
+	(*UpdateResponse)(nil),          // 41: hyper.guest.v1.UpdateResponse
+	(*EventsRequest)(nil),           // 42: hyper.guest.v1.EventsRequest
+	(*Event)(nil),                   // 43: hyper.guest.v1.Event
+	(*ShutdownRequest)(nil),         // 44: hyper.guest.v1.ShutdownRequest
+	(*ShutdownResponse)(nil),        // 45: hyper.guest.v1.ShutdownResponse
+	(*StreamHeader)(nil),            // 46: hyper.guest.v1.StreamHeader
+	nil,                             // 47: hyper.guest.v1.ConfigureRequest.SysctlsEntry
+	nil,                             // 48: hyper.guest.v1.StatsResponse.MemoryStatEntry
 }
 var file_guest_proto_depIdxs = []int32{
 	5,  // 0: hyper.guest.v1.ConfigureRequest.interfaces:type_name -> hyper.guest.v1.Interface
 	6,  // 1: hyper.guest.v1.ConfigureRequest.routes:type_name -> hyper.guest.v1.Route
-	43, // 2: hyper.guest.v1.ConfigureRequest.sysctls:type_name -> hyper.guest.v1.ConfigureRequest.SysctlsEntry
+	47, // 2: hyper.guest.v1.ConfigureRequest.sysctls:type_name -> hyper.guest.v1.ConfigureRequest.SysctlsEntry
 	7,  // 3: hyper.guest.v1.CreateContainerRequest.rootfs:type_name -> hyper.guest.v1.RootFS
 	8,  // 4: hyper.guest.v1.CreateContainerRequest.files:type_name -> hyper.guest.v1.File
-	31, // 5: hyper.guest.v1.ProcessesResponse.processes:type_name -> hyper.guest.v1.Process
-	44, // 6: hyper.guest.v1.StatsResponse.memory_stat:type_name -> hyper.guest.v1.StatsResponse.MemoryStatEntry
-	34, // 7: hyper.guest.v1.StatsResponse.block_io:type_name -> hyper.guest.v1.BlockIO
-	35, // 8: hyper.guest.v1.StatsResponse.interfaces:type_name -> hyper.guest.v1.InterfaceStats
-	0,  // 9: hyper.guest.v1.StreamHeader.kind:type_name -> hyper.guest.v1.StreamHeader.Kind
-	1,  // 10: hyper.guest.v1.Guest.Info:input_type -> hyper.guest.v1.InfoRequest
-	3,  // 11: hyper.guest.v1.Guest.Configure:input_type -> hyper.guest.v1.ConfigureRequest
-	9,  // 12: hyper.guest.v1.Guest.CreateContainer:input_type -> hyper.guest.v1.CreateContainerRequest
-	11, // 13: hyper.guest.v1.Guest.StartProcess:input_type -> hyper.guest.v1.StartProcessRequest
-	13, // 14: hyper.guest.v1.Guest.Signal:input_type -> hyper.guest.v1.SignalRequest
-	15, // 15: hyper.guest.v1.Guest.Resize:input_type -> hyper.guest.v1.ResizeRequest
-	17, // 16: hyper.guest.v1.Guest.CloseStdin:input_type -> hyper.guest.v1.CloseStdinRequest
-	19, // 17: hyper.guest.v1.Guest.Wait:input_type -> hyper.guest.v1.WaitRequest
-	21, // 18: hyper.guest.v1.Guest.DeleteProcess:input_type -> hyper.guest.v1.DeleteProcessRequest
-	23, // 19: hyper.guest.v1.Guest.DeleteContainer:input_type -> hyper.guest.v1.DeleteContainerRequest
-	25, // 20: hyper.guest.v1.Guest.Pause:input_type -> hyper.guest.v1.PauseRequest
-	27, // 21: hyper.guest.v1.Guest.Resume:input_type -> hyper.guest.v1.ResumeRequest
-	29, // 22: hyper.guest.v1.Guest.Processes:input_type -> hyper.guest.v1.ProcessesRequest
-	32, // 23: hyper.guest.v1.Guest.Stats:input_type -> hyper.guest.v1.StatsRequest
-	36, // 24: hyper.guest.v1.Guest.Update:input_type -> hyper.guest.v1.UpdateRequest
-	38, // 25: hyper.guest.v1.Guest.Events:input_type -> hyper.guest.v1.EventsRequest
-	40, // 26: hyper.guest.v1.Guest.Shutdown:input_type -> hyper.guest.v1.ShutdownRequest
-	2,  // 27: hyper.guest.v1.Guest.Info:output_type -> hyper.guest.v1.InfoResponse
-	4,  // 28: hyper.guest.v1.Guest.Configure:output_type -> hyper.guest.v1.ConfigureResponse
-	10, // 29: hyper.guest.v1.Guest.CreateContainer:output_type -> hyper.guest.v1.CreateContainerResponse
-	12, // 30: hyper.guest.v1.Guest.StartProcess:output_type -> hyper.guest.v1.StartProcessResponse
-	14, // 31: hyper.guest.v1.Guest.Signal:output_type -> hyper.guest.v1.SignalResponse
-	16, // 32: hyper.guest.v1.Guest.Resize:output_type -> hyper.guest.v1.ResizeResponse
-	18, // 33: hyper.guest.v1.Guest.CloseStdin:output_type -> hyper.guest.v1.CloseStdinResponse
-	20, // 34: hyper.guest.v1.Guest.Wait:output_type -> hyper.guest.v1.WaitResponse
-	22, // 35: hyper.guest.v1.Guest.DeleteProcess:output_type -> hyper.guest.v1.DeleteProcessResponse
-	24, // 36: hyper.guest.v1.Guest.DeleteContainer:output_type -> hyper.guest.v1.DeleteContainerResponse
-	26, // 37: hyper.guest.v1.Guest.Pause:output_type -> hyper.guest.v1.PauseResponse
-	28, // 38: hyper.guest.v1.Guest.Resume:output_type -> hyper.guest.v1.ResumeResponse
-	30, // 39: hyper.guest.v1.Guest.Processes:output_type -> hyper.guest.v1.ProcessesResponse
-	33, // 40: hyper.guest.v1.Guest.Stats:output_type -> hyper.guest.v1.StatsResponse
-	37, // 41: hyper.guest.v1.Guest.Update:output_type -> hyper.guest.v1.UpdateResponse
-	39, // 42: hyper.guest.v1.Guest.Events:output_type -> hyper.guest.v1.Event
-	41, // 43: hyper.guest.v1.Guest.Shutdown:output_type -> hyper.guest.v1.ShutdownResponse
-	27, // [27:44] is the sub-list for method output_type
-	10, // [10:27] is the sub-list for method input_type
-	10, // [10:10] is the sub-list for extension type_name
-	10, // [10:10] is the sub-list for extension extendee
-	0,  // [0:10] is the sub-list for field type_name
+	3,  // 5: hyper.guest.v1.RunRequest.configure:type_name -> hyper.guest.v1.ConfigureRequest
+	9,  // 6: hyper.guest.v1.RunRequest.create:type_name -> hyper.guest.v1.CreateContainerRequest
+	11, // 7: hyper.guest.v1.RunRequest.start:type_name -> hyper.guest.v1.StartProcessRequest
+	35, // 8: hyper.guest.v1.ProcessesResponse.processes:type_name -> hyper.guest.v1.Process
+	48, // 9: hyper.guest.v1.StatsResponse.memory_stat:type_name -> hyper.guest.v1.StatsResponse.MemoryStatEntry
+	38, // 10: hyper.guest.v1.StatsResponse.block_io:type_name -> hyper.guest.v1.BlockIO
+	39, // 11: hyper.guest.v1.StatsResponse.interfaces:type_name -> hyper.guest.v1.InterfaceStats
+	0,  // 12: hyper.guest.v1.StreamHeader.kind:type_name -> hyper.guest.v1.StreamHeader.Kind
+	1,  // 13: hyper.guest.v1.Guest.Info:input_type -> hyper.guest.v1.InfoRequest
+	3,  // 14: hyper.guest.v1.Guest.Configure:input_type -> hyper.guest.v1.ConfigureRequest
+	9,  // 15: hyper.guest.v1.Guest.CreateContainer:input_type -> hyper.guest.v1.CreateContainerRequest
+	11, // 16: hyper.guest.v1.Guest.StartProcess:input_type -> hyper.guest.v1.StartProcessRequest
+	13, // 17: hyper.guest.v1.Guest.Run:input_type -> hyper.guest.v1.RunRequest
+	15, // 18: hyper.guest.v1.Guest.Settle:input_type -> hyper.guest.v1.SettleRequest
+	17, // 19: hyper.guest.v1.Guest.Signal:input_type -> hyper.guest.v1.SignalRequest
+	19, // 20: hyper.guest.v1.Guest.Resize:input_type -> hyper.guest.v1.ResizeRequest
+	21, // 21: hyper.guest.v1.Guest.CloseStdin:input_type -> hyper.guest.v1.CloseStdinRequest
+	23, // 22: hyper.guest.v1.Guest.Wait:input_type -> hyper.guest.v1.WaitRequest
+	25, // 23: hyper.guest.v1.Guest.DeleteProcess:input_type -> hyper.guest.v1.DeleteProcessRequest
+	27, // 24: hyper.guest.v1.Guest.DeleteContainer:input_type -> hyper.guest.v1.DeleteContainerRequest
+	29, // 25: hyper.guest.v1.Guest.Pause:input_type -> hyper.guest.v1.PauseRequest
+	31, // 26: hyper.guest.v1.Guest.Resume:input_type -> hyper.guest.v1.ResumeRequest
+	33, // 27: hyper.guest.v1.Guest.Processes:input_type -> hyper.guest.v1.ProcessesRequest
+	36, // 28: hyper.guest.v1.Guest.Stats:input_type -> hyper.guest.v1.StatsRequest
+	40, // 29: hyper.guest.v1.Guest.Update:input_type -> hyper.guest.v1.UpdateRequest
+	42, // 30: hyper.guest.v1.Guest.Events:input_type -> hyper.guest.v1.EventsRequest
+	44, // 31: hyper.guest.v1.Guest.Shutdown:input_type -> hyper.guest.v1.ShutdownRequest
+	2,  // 32: hyper.guest.v1.Guest.Info:output_type -> hyper.guest.v1.InfoResponse
+	4,  // 33: hyper.guest.v1.Guest.Configure:output_type -> hyper.guest.v1.ConfigureResponse
+	10, // 34: hyper.guest.v1.Guest.CreateContainer:output_type -> hyper.guest.v1.CreateContainerResponse
+	12, // 35: hyper.guest.v1.Guest.StartProcess:output_type -> hyper.guest.v1.StartProcessResponse
+	14, // 36: hyper.guest.v1.Guest.Run:output_type -> hyper.guest.v1.RunResponse
+	16, // 37: hyper.guest.v1.Guest.Settle:output_type -> hyper.guest.v1.SettleResponse
+	18, // 38: hyper.guest.v1.Guest.Signal:output_type -> hyper.guest.v1.SignalResponse
+	20, // 39: hyper.guest.v1.Guest.Resize:output_type -> hyper.guest.v1.ResizeResponse
+	22, // 40: hyper.guest.v1.Guest.CloseStdin:output_type -> hyper.guest.v1.CloseStdinResponse
+	24, // 41: hyper.guest.v1.Guest.Wait:output_type -> hyper.guest.v1.WaitResponse
+	26, // 42: hyper.guest.v1.Guest.DeleteProcess:output_type -> hyper.guest.v1.DeleteProcessResponse
+	28, // 43: hyper.guest.v1.Guest.DeleteContainer:output_type -> hyper.guest.v1.DeleteContainerResponse
+	30, // 44: hyper.guest.v1.Guest.Pause:output_type -> hyper.guest.v1.PauseResponse
+	32, // 45: hyper.guest.v1.Guest.Resume:output_type -> hyper.guest.v1.ResumeResponse
+	34, // 46: hyper.guest.v1.Guest.Processes:output_type -> hyper.guest.v1.ProcessesResponse
+	37, // 47: hyper.guest.v1.Guest.Stats:output_type -> hyper.guest.v1.StatsResponse
+	41, // 48: hyper.guest.v1.Guest.Update:output_type -> hyper.guest.v1.UpdateResponse
+	43, // 49: hyper.guest.v1.Guest.Events:output_type -> hyper.guest.v1.Event
+	45, // 50: hyper.guest.v1.Guest.Shutdown:output_type -> hyper.guest.v1.ShutdownResponse
+	32, // [32:51] is the sub-list for method output_type
+	13, // [13:32] is the sub-list for method input_type
+	13, // [13:13] is the sub-list for extension type_name
+	13, // [13:13] is the sub-list for extension extendee
+	0,  // [0:13] is the sub-list for field type_name
 }
 
 func init() { file_guest_proto_init() }
@@ -2944,7 +3211,7 @@ func file_guest_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_guest_proto_rawDesc), len(file_guest_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   44,
+			NumMessages:   48,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -12,6 +12,8 @@ type GuestService interface {
 	Configure(context.Context, *ConfigureRequest) (*ConfigureResponse, error)
 	CreateContainer(context.Context, *CreateContainerRequest) (*CreateContainerResponse, error)
 	StartProcess(context.Context, *StartProcessRequest) (*StartProcessResponse, error)
+	Run(context.Context, *RunRequest) (*RunResponse, error)
+	Settle(context.Context, *SettleRequest) (*SettleResponse, error)
 	Signal(context.Context, *SignalRequest) (*SignalResponse, error)
 	Resize(context.Context, *ResizeRequest) (*ResizeResponse, error)
 	CloseStdin(context.Context, *CloseStdinRequest) (*CloseStdinResponse, error)
@@ -70,6 +72,20 @@ func RegisterGuestService(srv *ttrpc.Server, svc GuestService) {
 					return nil, err
 				}
 				return svc.StartProcess(ctx, &req)
+			},
+			"Run": func(ctx context.Context, unmarshal func(interface{}) error) (interface{}, error) {
+				var req RunRequest
+				if err := unmarshal(&req); err != nil {
+					return nil, err
+				}
+				return svc.Run(ctx, &req)
+			},
+			"Settle": func(ctx context.Context, unmarshal func(interface{}) error) (interface{}, error) {
+				var req SettleRequest
+				if err := unmarshal(&req); err != nil {
+					return nil, err
+				}
+				return svc.Settle(ctx, &req)
 			},
 			"Signal": func(ctx context.Context, unmarshal func(interface{}) error) (interface{}, error) {
 				var req SignalRequest
@@ -177,6 +193,8 @@ type GuestClient interface {
 	Configure(context.Context, *ConfigureRequest) (*ConfigureResponse, error)
 	CreateContainer(context.Context, *CreateContainerRequest) (*CreateContainerResponse, error)
 	StartProcess(context.Context, *StartProcessRequest) (*StartProcessResponse, error)
+	Run(context.Context, *RunRequest) (*RunResponse, error)
+	Settle(context.Context, *SettleRequest) (*SettleResponse, error)
 	Signal(context.Context, *SignalRequest) (*SignalResponse, error)
 	Resize(context.Context, *ResizeRequest) (*ResizeResponse, error)
 	CloseStdin(context.Context, *CloseStdinRequest) (*CloseStdinResponse, error)
@@ -229,6 +247,22 @@ func (c *guestClient) CreateContainer(ctx context.Context, req *CreateContainerR
 func (c *guestClient) StartProcess(ctx context.Context, req *StartProcessRequest) (*StartProcessResponse, error) {
 	var resp StartProcessResponse
 	if err := c.client.Call(ctx, "hyper.guest.v1.Guest", "StartProcess", req, &resp); err != nil {
+		return nil, err
+	}
+	return &resp, nil
+}
+
+func (c *guestClient) Run(ctx context.Context, req *RunRequest) (*RunResponse, error) {
+	var resp RunResponse
+	if err := c.client.Call(ctx, "hyper.guest.v1.Guest", "Run", req, &resp); err != nil {
+		return nil, err
+	}
+	return &resp, nil
+}
+
+func (c *guestClient) Settle(ctx context.Context, req *SettleRequest) (*SettleResponse, error) {
+	var resp SettleResponse
+	if err := c.client.Call(ctx, "hyper.guest.v1.Guest", "Settle", req, &resp); err != nil {
 		return nil, err
 	}
 	return &resp, nil

@@ -1,0 +1,23 @@
+package guestinit
+
+import (
+	"context"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/hyper-run/hyper/internal/guest/wire"
+)
+
+// Run implements wire.GuestService.
+func (s *Service) Run(ctx context.Context, r *wire.RunRequest) (*wire.RunResponse, error) {
+	if r.Configure == nil || r.Create == nil || r.Start == nil {
+		return nil, status.Error(codes.InvalidArgument, "run: a part is missing")
+	}
+	return wire.RunParts(ctx, s, r), nil
+}
+
+// Settle implements wire.GuestService.
+func (s *Service) Settle(context.Context, *wire.SettleRequest) (*wire.SettleResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "settle")
+}
