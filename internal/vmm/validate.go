@@ -52,6 +52,9 @@ func (c Config) Validate() error {
 	case !slices.Contains([]Machine{"", MachineAuto, MachineQ35, MachineMicroVM}, c.Machine):
 		return bad("machine %q", c.Machine)
 	}
+	if slices.Contains(c.Procs, nil) {
+		return bad("a cgroup.procs file is missing")
+	}
 	seen := make(map[string]bool)
 	for _, d := range c.Disks {
 		if !diskID.MatchString(d.ID) || seen[d.ID] {

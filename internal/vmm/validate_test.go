@@ -11,12 +11,32 @@ import (
 
 func TestValidate(t *testing.T) {
 	mac := net.HardwareAddr{2, 0, 0, 0, 0, 1}
+	file := os.Stdin
 	good := func() Config {
 		return Config{
 			ID: "pod-1", Dir: "/run/hyper/pods/1", Kernel: "/boot/vmlinux", CPUs: 1, MemMiB: 64,
 			Disks: []Disk{{ID: "a"}, {ID: "b"}},
 			NICs:  []NIC{{Tap: os.Stdin, MAC: mac}},
 		}
+	}
+	clone := func(c *Config) { c.Kernel, c.Restore = "", &Saved{Memory: file, State: file} }
+	for name, fit := range map[string]func(*Config){
+		"to be saved": func(c *Config) { c.Memory = file },
+		"clone":       clone,
+		"clone, with a kernel": func(c *Config) {
+			clone(c)
+			c.Kernel = "/boot/vmlinux"
+		},
+		"some slots filled": func(c *Config) { c.Disks[1].Path = "/disk" },
+		"cgroups":           func(c *Config) { c.Procs = []*os.File{file, file} },
+	} {
+		t.Run(name, func(t *testing.T) {
+			c := good()
+			fit(&c)
+			if err := c.Validate(); err != nil {
+				t.Error(err)
+			}
+		})
 	}
 	for name, spoil := range map[string]func(*Config){
 		"":                    func(*Config) {},
@@ -42,6 +62,13 @@ func TestValidate(t *testing.T) {
 		"multicast MAC":       func(c *Config) { c.NICs[0].MAC = net.HardwareAddr{1, 0, 0, 0, 0, 1} },
 		"short MAC":           func(c *Config) { c.NICs[0].MAC = mac[:5] },
 		"MTU":                 func(c *Config) { c.NICs[0].MTU = 67 },
+		"no cgroup.procs":     func(c *Config) { c.Procs = []*os.File{nil} },
+		"clone of no memory":  func(c *Config) { c.Restore = &Saved{State: file} },
+		"clone of no state":   func(c *Config) { c.Restore = &Saved{Memory: file} },
+		"clone to be saved": func(c *Config) {
+			clone(c)
+			c.Memory = file
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			c := good()

@@ -7,11 +7,11 @@ import (
 	"io"
 	"net"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 
 	"github.com/containerd/errdefs"
-	"golang.org/x/sys/unix"
 
 	"github.com/hyper-run/hyper/internal/vmm"
 	"github.com/hyper-run/hyper/internal/vmm/vmmtest/testguest"
@@ -27,12 +27,17 @@ type Guest func(conn net.Conn, console io.Writer, cfg vmm.Config) vmm.Exit
 // A Fake is a vmm.Driver whose VMs are goroutines of this process. The zero
 // value serves testguest. After Close it can be used on, as the next hyperd
 // would use a driver of its own: VMs live on and can be adopted.
+//
+// In a clone a new Guest begins; only testguest goes on with what it
+// remembered. VMs are no processes: nothing is written to Config.Procs.
 type Fake struct {
-	Guest Guest
+	Guest    Guest
+	NoClones bool // Probe says so, and Start clones nothing
 
-	mu   sync.Mutex
-	vms  map[int]*fakeVM // by PID
-	last int
+	mu      sync.Mutex
+	vms     map[int]*fakeVM // by PID
+	last    int
+	refusal error // of clones
 }
 
 const (
@@ -47,6 +52,8 @@ const (
 var (
 	_ vmm.Driver  = (*Fake)(nil)
 	_ vmm.Sweeper = (*Fake)(nil)
+	_ vmm.Saver   = fakeView{}
+	_ vmm.Filler  = fakeView{}
 )
 
 // Name is "fake".
@@ -54,24 +61,37 @@ func (f *Fake) Name() string { return fakeName }
 
 // Probe implements vmm.Driver.
 func (f *Fake) Probe(ctx context.Context) (vmm.Capabilities, error) {
-	return vmm.Capabilities{Version: "1.0", Accel: vmm.AccelTCG, AccelWhy: "a fake accelerates nothing"}, ctx.Err()
+	return vmm.Capabilities{
+		Version: "1.0", Identity: fakeName, Clones: !f.NoClones,
+		Accel: vmm.AccelTCG, AccelWhy: "a fake accelerates nothing",
+	}, ctx.Err()
+}
+
+// RefuseClones has Start fail with err, nil: no longer, for clones.
+func (f *Fake) RefuseClones(err error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.refusal = err
 }
 
 // Start implements vmm.Driver. It wants the files of cfg to be there, but
-// does not look into them.
+// looks only into those of Restore.
 func (f *Fake) Start(ctx context.Context, cfg vmm.Config) (vmm.VM, error) {
 	if err := errors.Join(cfg.Validate(), ctx.Err()); err != nil {
 		return nil, err
 	}
-	files := []string{cfg.Kernel}
+	var files []string
+	if cfg.Restore == nil {
+		files = append(files, cfg.Kernel)
+	}
 	for _, d := range cfg.Disks {
-		files = append(files, d.Path)
+		if d.Path != "" {
+			files = append(files, d.Path)
+		}
 	}
 	for _, path := range files {
-		if info, err := os.Stat(path); err != nil {
+		if err := checkFile(path); err != nil {
 			return nil, err
-		} else if !info.Mode().IsRegular() {
-			return nil, fmt.Errorf("%s is not a file: %w", path, errdefs.ErrInvalidArgument)
 		}
 	}
 	if info, err := os.Stat(cfg.Dir); err != nil {
@@ -79,45 +99,68 @@ func (f *Fake) Start(ctx context.Context, cfg vmm.Config) (vmm.VM, error) {
 	} else if !info.IsDir() {
 		return nil, fmt.Errorf("%s is not a directory: %w", cfg.Dir, errdefs.ErrInvalidArgument)
 	}
-	vm, err := f.add(cfg)
+	vm, err := f.make(cfg)
 	if err != nil {
+		return nil, err
+	}
+	if err := f.add(vm); err != nil {
+		vm.memory.Close()
 		return nil, err
 	}
 	guest := f.Guest
 	if guest == nil {
-		guest = serveTestguest
+		guest = vm.serveTestguest
 	}
 	go vm.run(guest)
 	return fakeView{vm}, nil
 }
 
-// add makes the VM, unless another one lives in the same directory.
-func (f *Fake) add(cfg vmm.Config) (*fakeVM, error) {
+// make makes a VM, or a clone of one.
+func (f *Fake) make(cfg vmm.Config) (*fakeVM, error) {
+	vm := &fakeVM{
+		cfg: cfg, port: newPort(), disks: slices.Clone(cfg.Disks),
+		handle: vmm.Handle{
+			Driver: fakeName, ID: cfg.ID, Dir: cfg.Dir, BootID: fakeBootID,
+			Accel: vmm.AccelTCG, Machine: cfg.Machine,
+		},
+		ended: make(chan struct{}), gone: make(chan struct{}), returned: make(chan struct{}),
+	}
+	if cfg.Machine == "" || cfg.Machine == vmm.MachineAuto {
+		vm.handle.Machine = vmm.MachineMicroVM
+	}
+	var err error
+	switch {
+	case cfg.Memory != nil:
+		if err = checkSize(cfg.Memory, cfg.MemMiB); err == nil {
+			vm.memory, err = duplicate(cfg.Memory)
+		}
+	case cfg.Restore != nil && f.NoClones:
+		err = fmt.Errorf("clones are turned off: %w", errdefs.ErrNotImplemented)
+	case cfg.Restore != nil:
+		vm.remembered, err = restore(cfg, vm.handle.Machine)
+	}
+	return vm, err
+}
+
+// add gives a VM its number, unless another one lives in the same directory.
+func (f *Fake) add(vm *fakeVM) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	if vm.cfg.Restore != nil && f.refusal != nil {
+		return f.refusal
+	}
 	for _, other := range f.vms {
-		if other.cfg.Dir == cfg.Dir && !isClosed(other.gone) {
-			return nil, fmt.Errorf("directory %s is in use: %w", cfg.Dir, errdefs.ErrAlreadyExists)
+		if other.cfg.Dir == vm.cfg.Dir && !isClosed(other.gone) {
+			return fmt.Errorf("directory %s is in use: %w", vm.cfg.Dir, errdefs.ErrAlreadyExists)
 		}
 	}
 	if f.vms == nil {
 		f.vms = make(map[int]*fakeVM)
 	}
 	f.last++
-	machine := cfg.Machine
-	if machine == "" || machine == vmm.MachineAuto {
-		machine = vmm.MachineMicroVM
-	}
-	vm := &fakeVM{
-		cfg: cfg, port: newPort(),
-		handle: vmm.Handle{
-			Driver: fakeName, ID: cfg.ID, Dir: cfg.Dir, PID: fakePID + f.last, StartTime: uint64(f.last),
-			BootID: fakeBootID, Accel: vmm.AccelTCG, Machine: machine,
-		},
-		ended: make(chan struct{}), gone: make(chan struct{}), returned: make(chan struct{}),
-	}
+	vm.handle.PID, vm.handle.StartTime = fakePID+f.last, uint64(f.last)
 	f.vms[vm.handle.PID] = vm
-	return vm, nil
+	return nil
 }
 
 // Adopt implements vmm.Driver.
@@ -188,9 +231,12 @@ type fakeVM struct {
 	gone     chan struct{} // so has what a VMM would be
 	returned chan struct{} // so has the goroutine
 
-	mu      sync.Mutex
-	exit    vmm.Exit
-	console []byte
+	mu         sync.Mutex
+	exit       vmm.Exit
+	console    []byte
+	disks      []vmm.Disk // cfg.Disks, with what they were filled with
+	remembered string     // by testguest
+	memory     *os.File   // cfg.Memory, where that is saved to; nil: none
 }
 
 func (v *fakeVM) run(guest Guest) {
@@ -218,6 +264,7 @@ func (v *fakeVM) end(exit vmm.Exit, gone bool) {
 	v.port.shut()
 	if gone && !isClosed(v.gone) {
 		v.port.disconnect(nil)
+		v.memory.Close() // an error when there is none
 		close(v.gone)
 	}
 }
@@ -293,32 +340,36 @@ func (v fakeView) Kill(ctx context.Context) error {
 }
 
 // serveTestguest is the Guest of the zero Fake.
-func serveTestguest(conn net.Conn, console io.Writer, cfg vmm.Config) vmm.Exit {
-	m := &fakeMachine{console: console, cfg: cfg}
+func (v *fakeVM) serveTestguest(conn net.Conn, _ io.Writer, _ vmm.Config) vmm.Exit {
+	m := &fakeMachine{fakeVM: v}
 	testguest.Serve(conn, m)
-	return m.exit
+	return m.stopped
 }
 
+// fakeMachine is what testguest sees of a fakeVM.
 type fakeMachine struct {
-	console io.Writer
-	cfg     vmm.Config
-	exit    vmm.Exit
+	*fakeVM
+	stopped vmm.Exit
 }
 
-func (m *fakeMachine) OpenDisk(id string, flags int) (*os.File, error) {
-	for _, d := range m.cfg.Disks {
-		if d.ID == id {
-			if d.ReadOnly && flags&unix.O_ACCMODE != os.O_RDONLY {
-				return nil, unix.EROFS
-			}
-			return os.OpenFile(d.Path, flags, 0)
-		}
-	}
-	return nil, fmt.Errorf("no disk %q", id)
+func (m *fakeMachine) OpenDisk(id string, flags int) (testguest.Disk, error) {
+	return m.openDisk(id, flags)
+}
+
+func (m *fakeMachine) Remember(text string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.remembered = text
+}
+
+func (m *fakeMachine) Recall() string {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.remembered
 }
 
 func (m *fakeMachine) Console(line string) error {
-	_, err := fmt.Fprintln(m.console, line)
+	_, err := fmt.Fprintln(m.fakeVM, line)
 	return err
 }
 
@@ -339,7 +390,7 @@ func (m *fakeMachine) Fact(name string) string {
 }
 
 func (m *fakeMachine) Stop(how string) {
-	m.exit = map[string]vmm.Exit{
+	m.stopped = map[string]vmm.Exit{
 		"poweroff": {Reason: vmm.ExitPowerOff},
 		"reboot":   {Reason: vmm.ExitReset},
 		"panic":    {Reason: vmm.ExitPanic, Detail: "sysrq triggered crash"},

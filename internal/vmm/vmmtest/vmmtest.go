@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -38,7 +39,7 @@ func Run(t *testing.T, newDriver func(t *testing.T) vmm.Driver, o Options) {
 	if o.Crash == nil {
 		o.Crash = func(h vmm.Handle) error { return syscall.Kill(h.PID, syscall.SIGKILL) }
 	}
-	s := &suite{newDriver: newDriver, o: o}
+	s := &suite{newDriver: newDriver, o: o, t: t}
 	for _, c := range []struct {
 		name string
 		run  func(*suite, *testing.T)
@@ -51,6 +52,10 @@ func Run(t *testing.T, newDriver func(t *testing.T) vmm.Driver, o Options) {
 		{"StoppedUnseen", (*suite).stoppedUnseen},
 		{"StartErrors", (*suite).startErrors},
 		{"Sweep", (*suite).sweep},
+		{"Procs", (*suite).procs},
+		{"Clone", (*suite).clone},
+		{"CloneErrors", (*suite).cloneErrors},
+		{"Fill", (*suite).fill},
 	} {
 		t.Run(c.name, func(t *testing.T) { c.run(s, t) })
 	}
@@ -59,7 +64,9 @@ func Run(t *testing.T, newDriver func(t *testing.T) vmm.Driver, o Options) {
 type suite struct {
 	newDriver func(t *testing.T) vmm.Driver
 	o         Options
+	t         *testing.T // of the whole suite
 	vms       int
+	made      *template // once it is needed
 }
 
 func (s *suite) ctx(t *testing.T) context.Context {
@@ -85,11 +92,31 @@ func (s *suite) config(t *testing.T) vmm.Config {
 // start starts cfg and makes sure that it does not survive the test.
 func (s *suite) start(t *testing.T, d vmm.Driver, cfg vmm.Config) vmm.VM {
 	t.Helper()
-	vm, err := d.Start(s.ctx(t), cfg)
-	if err != nil {
+	return s.startAll(t, d, cfg)[0]
+}
+
+// startAll is start for several at once.
+func (s *suite) startAll(t *testing.T, d vmm.Driver, cfgs ...vmm.Config) []vmm.VM {
+	t.Helper()
+	ctx := s.ctx(t)
+	vms, errs := make([]vmm.VM, len(cfgs)), make([]error, len(cfgs))
+	var started sync.WaitGroup
+	for i, cfg := range cfgs {
+		started.Go(func() { vms[i], errs[i] = d.Start(ctx, cfg) })
+	}
+	started.Wait()
+	for i, vm := range vms {
+		if errs[i] == nil {
+			s.killAtEnd(t, vm.Handle())
+		}
+	}
+	if err := errors.Join(errs...); err != nil {
 		t.Fatal(err)
 	}
-	h := vm.Handle()
+	return vms
+}
+
+func (s *suite) killAtEnd(t *testing.T, h vmm.Handle) {
 	t.Cleanup(func() {
 		d := s.newDriver(t)
 		defer d.Close()
@@ -97,7 +124,6 @@ func (s *suite) start(t *testing.T, d vmm.Driver, cfg vmm.Config) vmm.VM {
 			vm.Kill(context.Background())
 		}
 	})
-	return vm
 }
 
 // client is the host's end of a testguest.
@@ -456,19 +482,30 @@ func (s *suite) startErrors(t *testing.T) {
 // startFails: an error that says something, and nothing left.
 func (s *suite) startFails(t *testing.T, d vmm.Driver, ctx context.Context, cfg vmm.Config) {
 	t.Helper()
-	foreign := filepath.Join(cfg.Dir, "foreign")
-	if err := os.WriteFile(foreign, nil, 0o600); err != nil {
-		t.Fatal(err)
-	}
+	untouched := leaveForeign(t, cfg)
 	vm, err := d.Start(ctx, cfg)
 	if err == nil {
 		vm.Kill(context.Background())
 		t.Fatal("started")
 	}
 	t.Log(err)
-	left, err := filepath.Glob(filepath.Join(cfg.Dir, "*"))
-	if err != nil || len(left) != 1 || left[0] != foreign {
-		t.Errorf("in the directory: %v, %v", left, err)
+	untouched()
+}
+
+// leaveForeign puts a file into the VM's directory. The function it returns
+// checks that there is nothing else.
+func leaveForeign(t *testing.T, cfg vmm.Config) (untouched func()) {
+	t.Helper()
+	foreign := filepath.Join(cfg.Dir, "foreign")
+	if err := os.WriteFile(foreign, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return func() {
+		t.Helper()
+		left, err := filepath.Glob(filepath.Join(cfg.Dir, "*"))
+		if err != nil || len(left) != 1 || left[0] != foreign {
+			t.Errorf("in the directory: %v, %v", left, err)
+		}
 	}
 }
 

@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strconv"
 	"strings"
 	"time"
 )
@@ -19,13 +20,25 @@ import (
 // A Machine is what the guest runs on.
 type Machine interface {
 	// OpenDisk opens the disk with this serial.
-	OpenDisk(id string, flags int) (*os.File, error)
+	OpenDisk(id string, flags int) (Disk, error)
 	// Console prints a line on the kernel's console.
 	Console(line string) error
 	// Fact answers "cpus", "macs" or "clocksource".
 	Fact(name string) string
+	// Remember keeps a text in the machine's memory, Recall returns it.
+	Remember(text string)
+	Recall() string
 	// Stop ends the machine: "poweroff", "reboot" or "panic". It may return.
 	Stop(how string)
+}
+
+// A Disk is an open disk; an *os.File is one.
+type Disk interface {
+	io.ReaderAt
+	io.WriterAt
+	io.Seeker
+	io.Closer
+	Sync() error
 }
 
 // Serve obeys what comes in on conn until that ends or the machine stops.
@@ -62,34 +75,62 @@ func obey(m Machine, command, arg string) (string, error) {
 		return "ok", m.Console(arg)
 	case "fact":
 		return m.Fact(arg), nil
+	case "remember":
+		m.Remember(arg)
+		return "ok", nil
+	case "recall":
+		return m.Recall(), nil
 	case "write":
 		id, text, _ := strings.Cut(arg, " ")
 		return "ok", write(m, id, text)
 	case "read":
-		return read(m, arg)
+		id, offset, _ := strings.Cut(arg, " ")
+		return read(m, id, offset)
+	case "size":
+		return size(m, arg)
 	}
 	return "", fmt.Errorf("no command %q", command)
 }
 
 // write puts text at the start of a disk, and onto it for good.
 func write(m Machine, id, text string) error {
-	f, err := m.OpenDisk(id, os.O_RDWR)
+	d, err := m.OpenDisk(id, os.O_RDWR)
 	if err != nil {
 		return err
 	}
-	defer f.Close()
-	if _, err := f.WriteString(text + "\n"); err != nil {
+	defer d.Close()
+	if _, err := d.WriteAt([]byte(text+"\n"), 0); err != nil {
 		return err
 	}
-	return f.Sync()
+	return d.Sync()
 }
 
-func read(m Machine, id string) (string, error) {
-	f, err := m.OpenDisk(id, os.O_RDONLY)
+// read returns the line at an offset of a disk ("": the start), without the
+// zeros at its end; it is in one block.
+func read(m Machine, id, offset string) (string, error) {
+	at, err := strconv.ParseInt("0"+offset, 10, 64)
 	if err != nil {
 		return "", err
 	}
-	defer f.Close()
-	line, err := bufio.NewReader(f).ReadString('\n')
-	return strings.TrimSuffix(line, "\n"), err
+	d, err := m.OpenDisk(id, os.O_RDONLY)
+	if err != nil {
+		return "", err
+	}
+	defer d.Close()
+	block := make([]byte, 4096)
+	if _, err := d.ReadAt(block, at); err != nil {
+		return "", err
+	}
+	line, _, _ := strings.Cut(string(block), "\n")
+	return strings.TrimRight(line, "\x00"), nil
+}
+
+func size(m Machine, id string) (string, error) {
+	d, err := m.OpenDisk(id, os.O_RDONLY)
+	if err != nil {
+		return "", err
+	}
+	defer d.Close()
+	n, err := d.Seek(0, io.SeekEnd)
+	return fmt.Sprint(n), err
 }

@@ -1,0 +1,196 @@
+package vmmtest
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"os"
+	"reflect"
+	"slices"
+
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+
+	"github.com/hyper-run/hyper/internal/vmm"
+	"github.com/hyper-run/hyper/internal/vmm/vmmtest/testguest"
+)
+
+// fakeState is what a Fake saves of a VM: its shape, which a clone must have.
+// What its guest remembers is at the start of its memory, up to a zero.
+type fakeState struct {
+	Machine vmm.Machine
+	CPUs    int
+	MemMiB  int
+	Disks   []vmm.Disk // without paths
+	NICs    int
+}
+
+// maxRemembered is more than testguest can be told in a line.
+const maxRemembered = 64 << 10
+
+func stateOf(cfg vmm.Config, machine vmm.Machine) fakeState {
+	s := fakeState{Machine: machine, CPUs: cfg.CPUs, MemMiB: cfg.MemMiB, NICs: len(cfg.NICs)}
+	for _, d := range cfg.Disks {
+		s.Disks = append(s.Disks, vmm.Disk{ID: d.ID, ReadOnly: d.ReadOnly})
+	}
+	return s
+}
+
+// restore returns what the guest saved in cfg.Restore remembers.
+func restore(cfg vmm.Config, machine vmm.Machine) (string, error) {
+	fail := func(err error) (string, error) {
+		return "", fmt.Errorf("restore virtual machine %s: %w", cfg.ID, err)
+	}
+	if err := checkSize(cfg.Restore.Memory, cfg.MemMiB); err != nil {
+		return fail(err)
+	}
+	var seals int
+	err := control(cfg.Restore.Memory, func(fd uintptr) (err error) {
+		seals, err = unix.FcntlInt(fd, unix.F_GET_SEALS, 0)
+		return err
+	})
+	if err != nil || seals&unix.F_SEAL_WRITE == 0 {
+		return fail(fmt.Errorf("the memory is not sealed against writing: %w", errdefs.ErrInvalidArgument))
+	}
+	var saved fakeState
+	if err := json.NewDecoder(io.NewSectionReader(cfg.Restore.State, 0, 1<<20)).Decode(&saved); err != nil {
+		return fail(fmt.Errorf("read state: %w", err))
+	}
+	if want := stateOf(cfg, machine); !reflect.DeepEqual(saved, want) {
+		return fail(fmt.Errorf("the state is of %+v, not %+v: %w", saved, want, errdefs.ErrInvalidArgument))
+	}
+	b := make([]byte, maxRemembered)
+	if _, err := cfg.Restore.Memory.ReadAt(b, 0); err != nil {
+		return fail(fmt.Errorf("read memory: %w", err))
+	}
+	text, _, _ := bytes.Cut(b, []byte{0})
+	return string(text), nil
+}
+
+func checkSize(memory *os.File, memMiB int) error {
+	info, err := memory.Stat()
+	if err == nil && info.Size() != int64(memMiB)<<20 {
+		err = fmt.Errorf("memory has %d bytes, not %d MiB: %w", info.Size(), memMiB, errdefs.ErrInvalidArgument)
+	}
+	return err
+}
+
+// Save implements vmm.Saver. The guest stays paused.
+func (v fakeView) Save(ctx context.Context, state *os.File) error {
+	if err := v.Pause(ctx); err != nil {
+		return err
+	}
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	fail := func(err error) error { return fmt.Errorf("save virtual machine %s: %w", v.cfg.ID, err) }
+	if v.memory == nil {
+		return fail(fmt.Errorf("its memory is its own: %w", errdefs.ErrFailedPrecondition))
+	}
+	for _, d := range v.disks {
+		if d.Path != "" {
+			return fail(fmt.Errorf("disk %s is no empty slot: %w", d.ID, errdefs.ErrFailedPrecondition))
+		}
+	}
+	if _, err := v.memory.WriteAt([]byte(v.remembered+"\x00"), 0); err != nil {
+		return fail(err)
+	}
+	if err := json.NewEncoder(state).Encode(stateOf(v.cfg, v.handle.Machine)); err != nil {
+		return fail(err)
+	}
+	return nil
+}
+
+// Fill implements vmm.Filler.
+func (v fakeView) Fill(ctx context.Context, disks []vmm.Disk) error {
+	if err := v.alive(ctx); err != nil {
+		return err
+	}
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	filled := slices.Clone(v.disks)
+	for _, d := range disks {
+		i := slices.IndexFunc(filled, func(slot vmm.Disk) bool { return slot.ID == d.ID })
+		var err error
+		switch {
+		case i < 0:
+			err = fmt.Errorf("there is no such slot: %w", errdefs.ErrNotFound)
+		case filled[i].Path != "":
+			err = fmt.Errorf("it is not empty: %w", errdefs.ErrAlreadyExists)
+		case filled[i].ReadOnly != d.ReadOnly:
+			err = fmt.Errorf("it is read-only or the disk is, not both: %w", errdefs.ErrInvalidArgument)
+		default:
+			err = checkFile(d.Path)
+		}
+		if err != nil {
+			return fmt.Errorf("fill slot %s of virtual machine %s: %w", d.ID, v.cfg.ID, err)
+		}
+		filled[i].Path = d.Path
+	}
+	v.disks = filled
+	return nil
+}
+
+// checkFile wants a regular file.
+func checkFile(path string) error {
+	info, err := os.Stat(path)
+	if err == nil && !info.Mode().IsRegular() {
+		err = fmt.Errorf("%s is not a file: %w", path, errdefs.ErrInvalidArgument)
+	}
+	return err
+}
+
+// openDisk opens a disk as the guest does. A disk that was an empty slot at
+// first has the size of one.
+func (v *fakeVM) openDisk(id string, flags int) (testguest.Disk, error) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	i := slices.IndexFunc(v.disks, func(d vmm.Disk) bool { return d.ID == id })
+	if i < 0 {
+		return nil, fmt.Errorf("no disk %q", id)
+	}
+	d := v.disks[i]
+	if d.ReadOnly && flags&unix.O_ACCMODE != os.O_RDONLY {
+		return nil, unix.EROFS
+	}
+	if d.Path == "" {
+		return emptySlot{}, nil
+	}
+	f, err := os.OpenFile(d.Path, flags, 0)
+	if err != nil {
+		return nil, err
+	}
+	if v.cfg.Restore != nil || v.cfg.Disks[i].Path == "" {
+		return filledSlot{f}, nil
+	}
+	return f, nil
+}
+
+// A filledSlot is a file that seems to be as large as a slot.
+type filledSlot struct{ *os.File }
+
+// Seek only tells the size.
+func (filledSlot) Seek(int64, int) (int64, error) { return vmm.SlotBytes, nil }
+
+// An emptySlot reads as zeros and forgets what is written.
+type emptySlot struct{}
+
+func (emptySlot) ReadAt(b []byte, _ int64) (int, error)  { clear(b); return len(b), nil }
+func (emptySlot) WriteAt(b []byte, _ int64) (int, error) { return len(b), nil }
+func (emptySlot) Seek(int64, int) (int64, error)         { return vmm.SlotBytes, nil }
+func (emptySlot) Sync() error                            { return nil }
+func (emptySlot) Close() error                           { return nil }
+
+// duplicate makes a descriptor of its own for the same open file.
+func duplicate(f *os.File) (*os.File, error) {
+	var fd int
+	err := control(f, func(old uintptr) (err error) {
+		fd, err = unix.FcntlInt(old, unix.F_DUPFD_CLOEXEC, 0)
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	return os.NewFile(uintptr(fd), f.Name()), nil
+}
