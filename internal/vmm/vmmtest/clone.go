@@ -234,12 +234,11 @@ func (s *suite) cloneErrors(t *testing.T) {
 		"truncated state": stateOf(state[:len(state)/2]),
 		"garbage state":   stateOf(bytes.Repeat([]byte("garbage\n"), len(state)/8+1)),
 		"fewer disks":     func(_ *testing.T, c *vmm.Config) { c.Disks = c.Disks[:1] },
-		"more memory":     func(_ *testing.T, c *vmm.Config) { c.MemMiB *= 2 },
-		"memory of another size": func(t *testing.T, c *vmm.Config) {
-			f := Memfd(t, "memory", 1<<20)
-			Seal(t, f)
-			c.Restore = &vmm.Saved{Memory: f, State: m.saved.State}
+		"more memory": func(t *testing.T, c *vmm.Config) {
+			c.MemMiB *= 2
+			withMemory(t, c, int64(c.MemMiB)<<20)
 		},
+		"truncated memory": func(t *testing.T, c *vmm.Config) { withMemory(t, c, 1<<20) },
 	} {
 		t.Run(name, func(t *testing.T) {
 			cfg := s.cloneConfig(t, m)
@@ -250,6 +249,13 @@ func (s *suite) cloneErrors(t *testing.T) {
 	// None of this has done harm.
 	s.expect(t, s.dial(t, s.start(t, d, s.cloneConfig(t, m))), "recall", templateKnows)
 	m.unchanged(t)
+}
+
+// withMemory gives a clone memory of another size than was saved.
+func withMemory(t *testing.T, c *vmm.Config, size int64) {
+	f := Memfd(t, "memory", size)
+	Seal(t, f)
+	c.Restore = &vmm.Saved{Memory: f, State: c.Restore.State}
 }
 
 // cloneFails: a clone that cannot be does not start or ends soon, and says
