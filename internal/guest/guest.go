@@ -34,8 +34,10 @@ import (
 type Client struct {
 	wire.GuestClient
 
+	link    *wire.Link
 	session *yamux.Session
 	rpc     *ttrpc.Client
+	begun   sync.Once
 
 	mu   sync.Mutex
 	err  error                  // why the connection ended
@@ -44,36 +46,66 @@ type Client struct {
 
 type processKey struct{ container, exec string }
 
-// Dial synchronises with the guest at the other end of conn and returns once
-// the guest has answered. It takes over conn, also on error. ctx bounds the
-// handshake only.
-func Dial(ctx context.Context, conn net.Conn) (*Client, error) {
-	link, err := wire.DialLink(ctx, conn)
-	if err != nil {
-		return nil, err
-	}
-	c := &Client{sent: map[processKey]*uint64{}}
-	stop := context.AfterFunc(ctx, func() { link.Close() })
+// Options say what kind of connection Open makes.
+type Options struct {
+	// Fresh says that this is the first connection to a VM that was just
+	// started, or cloned from a template whose connection was closed while
+	// no call was under way. The guest then need not be told to forget what
+	// an earlier host left behind, which is 32 KiB that it has to read.
+	Fresh bool
+}
+
+// Open makes a connection to the guest at the other end of conn, which it
+// takes over, also on error. It does not wait for the guest: calls and streams
+// queue until it answers. Nothing is sent before the first of them, so that
+// the connection begins and the call is made in one write.
+func Open(conn net.Conn, o Options) (*Client, error) {
+	link := wire.OpenLink(conn, o.Fresh)
+	c := &Client{link: link, sent: map[processKey]*uint64{}}
+	var err error
 	c.session, err = wire.MuxHost(&watchedConn{Conn: link, lost: c.lost})
 	if err != nil {
 		link.Close()
-		return nil, fmt.Errorf("multiplex connection to guest: %w", err)
+		return nil, fmt.Errorf("multiplex connection to guest: %w", c.why(err))
 	}
-	if !stop() {
-		c.session.Close()
-		return nil, fmt.Errorf("multiplex connection to guest: %w", context.Cause(ctx))
-	}
-	calls, err := c.openStream(ctx)
+	calls, err := c.openStream(context.Background()) // the link has room for that
 	if err != nil {
 		c.session.Close()
 		return nil, err
 	}
-	c.rpc = ttrpc.NewClient(&boundedConn{Conn: calls},
+	c.rpc = ttrpc.NewClient(&callsConn{Conn: calls, wrote: c.begin},
 		ttrpc.WithUnaryClientInterceptor(c.intercept),
 		ttrpc.WithOnClose(func() { c.session.Close() }))
 	c.GuestClient = wire.NewGuestClient(c.rpc)
 	return c, nil
 }
+
+// Dial is Open for any conn; it returns once the guest has answered, however
+// long that takes. ctx bounds the wait only.
+func Dial(ctx context.Context, conn net.Conn) (*Client, error) {
+	c, err := Open(conn, Options{})
+	if err != nil {
+		return nil, err
+	}
+	c.begin()
+	select {
+	case <-c.Answered():
+		return c, nil
+	case <-c.Done():
+		err = c.Err()
+	case <-ctx.Done():
+		err = fmt.Errorf("synchronise with guest: %w", context.Cause(ctx))
+	}
+	c.Close()
+	return nil, err
+}
+
+// begin sends what Open holds back.
+func (c *Client) begin() { c.begun.Do(c.link.Release) }
+
+// Answered is closed when the guest has answered for the first time. It takes
+// a call, or a stream, for that to happen.
+func (c *Client) Answered() <-chan struct{} { return c.link.Answered() }
 
 // Done is closed when the connection is lost; Err then says why.
 func (c *Client) Done() <-chan struct{} { return c.session.CloseChan() }
@@ -85,12 +117,17 @@ func (c *Client) Err() error {
 	default:
 		return nil
 	}
+	return fmt.Errorf("guest connection: %w", c.why(net.ErrClosed))
+}
+
+// why is the first reason for the end of the connection, err when there is none yet.
+func (c *Client) why(err error) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.err == nil {
-		return fmt.Errorf("guest connection: %w", net.ErrClosed)
+	if c.err != nil {
+		return c.err
 	}
-	return fmt.Errorf("guest connection: %w", c.err)
+	return err
 }
 
 // Close ends the connection; the guest goes on running.
@@ -123,10 +160,13 @@ func (c *Client) openStream(ctx context.Context) (*yamux.Stream, error) {
 	}()
 	select {
 	case r := <-opened:
-		if r.err != nil {
-			return nil, fmt.Errorf("open stream to guest: %w: %w", r.err, errdefs.ErrUnavailable)
+		if r.err == nil {
+			return r.s, nil
 		}
-		return r.s, nil
+		if why := c.Err(); why != nil {
+			r.err = why
+		}
+		return nil, fmt.Errorf("open stream to guest: %w: %w", r.err, errdefs.ErrUnavailable)
 	case <-ctx.Done():
 		go func() {
 			if r := <-opened; r.err == nil {
@@ -167,7 +207,12 @@ func (c *Client) callError(method string, err error) error {
 	case errors.As(err, new(*Error)):
 		return err
 	}
-	return fmt.Errorf("guest %s: %w", method, err)
+	select {
+	case <-c.Answered():
+		return fmt.Errorf("guest %s: %w", method, err)
+	default:
+		return fmt.Errorf("guest %s: it has not answered yet: %w", method, err)
+	}
 }
 
 // CloseStdin closes a process's standard input once everything that was

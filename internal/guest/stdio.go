@@ -64,6 +64,7 @@ func (c *Client) openStdio(ctx context.Context, h *wire.StreamHeader) (*yamux.St
 		go s.Close()
 		return nil, err
 	}
+	c.begin()
 	return s, nil
 }
 

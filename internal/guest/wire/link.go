@@ -3,7 +3,6 @@ package wire
 import (
 	"bufio"
 	"bytes"
-	"context"
 	"crypto/rand"
 	"encoding/binary"
 	"errors"
@@ -21,11 +20,13 @@ import (
 //	frame:  magic(4) kind(1) 0(1) length(2) session(8) check(4) payload session(8)
 //
 // A new host end sends maxFrame zeros, which complete any frame that was cut,
-// then SYN with a random session id. The guest drops the session it had and
-// answers SYNACK; the host discards everything up to that. Within a session
-// no byte is lost: the stream is reliable as long as it lasts. The session id
-// after the payload tells a whole frame from one that the zeros completed, so
-// that a cut frame never reaches a process as zeros.
+// then SYN with a random session id, and goes on with frames of that session.
+// The guest drops the session it had and answers SYNACK; the host discards
+// everything up to that. Within a session no byte is lost: the stream is
+// reliable as long as it lasts. The session id after the payload tells a whole
+// frame from one that the zeros completed, so that a cut frame never reaches a
+// process as zeros. To a guest that no host has written to, or whose last host
+// left it between frames, the zeros are not sent.
 const (
 	maxFrame   = 32 << 10 // one write(2) of a virtio-serial port takes no more
 	headerLen  = 20
@@ -62,12 +63,18 @@ func check(b []byte) uint32 {
 
 func appendFrame(b []byte, kind byte, session uint64, payload []byte) []byte {
 	start := len(b)
-	b = append(b, linkMagic...)
-	b = append(b, kind, 0)
-	b = binary.BigEndian.AppendUint16(b, uint16(len(payload)))
-	b = binary.BigEndian.AppendUint64(b, session)
-	b = binary.BigEndian.AppendUint32(b, check(b[start:]))
-	b = append(b, payload...)
+	b = append(b, make([]byte, headerLen)...)
+	return finishFrame(append(b, payload...), start, kind, session)
+}
+
+// finishFrame makes b[start:], room for a header and then a payload, a frame.
+func finishFrame(b []byte, start int, kind byte, session uint64) []byte {
+	h := b[start : start+headerLen]
+	copy(h, linkMagic)
+	h[4], h[5] = kind, 0
+	binary.BigEndian.PutUint16(h[6:], uint16(len(b)-start-headerLen))
+	binary.BigEndian.PutUint64(h[8:], session)
+	binary.BigEndian.PutUint32(h[16:], check(h[:16]))
 	return binary.BigEndian.AppendUint64(b, session)
 }
 
@@ -148,12 +155,8 @@ func (d *decoder) await(session uint64) error {
 
 // A linkConn is one session. It implements net.Conn without deadlines.
 type linkConn struct {
-	rw      io.ReadWriteCloser
 	session uint64
-	closeRW bool // the session owns rw
-
-	wmu  *sync.Mutex // one frame at a time; shared by all sessions on rw
-	wbuf *[]byte     // guarded by wmu
+	out     *sender // shared by all sessions on the byte stream
 
 	mu      sync.Mutex
 	cond    *sync.Cond
@@ -161,8 +164,8 @@ type linkConn struct {
 	err     error  // why the session ended
 }
 
-func newLinkConn(rw io.ReadWriteCloser, session uint64, wmu *sync.Mutex, wbuf *[]byte) *linkConn {
-	c := &linkConn{rw: rw, session: session, wmu: wmu, wbuf: wbuf}
+func newLinkConn(session uint64, out *sender) *linkConn {
+	c := &linkConn{session: session, out: out}
 	c.cond = sync.NewCond(&c.mu)
 	return c
 }
@@ -185,13 +188,13 @@ func (c *linkConn) deliver(payload []byte) {
 // end ends the session; the first reason stays. first says that this is it.
 func (c *linkConn) end(err error) (first bool) {
 	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.err != nil {
-		return false
+	if first = c.err == nil; first {
+		c.err = err
+		c.cond.Broadcast()
 	}
-	c.err = err
-	c.cond.Broadcast()
-	return true
+	c.mu.Unlock()
+	c.out.wake()
+	return first
 }
 
 func (c *linkConn) ended() error {
@@ -221,7 +224,8 @@ func (c *linkConn) Write(p []byte) (int, error) {
 	done := 0
 	for done < len(p) {
 		n := min(len(p)-done, maxPayload)
-		if err := c.writeFrame(kindData, p[done:done+n]); err != nil {
+		if err := c.out.put(c, kindData, p[done:done+n]); err != nil {
+			c.end(err)
 			return done, err
 		}
 		done += n
@@ -229,29 +233,10 @@ func (c *linkConn) Write(p []byte) (int, error) {
 	return done, nil
 }
 
-func (c *linkConn) writeFrame(kind byte, payload []byte) error {
-	c.wmu.Lock()
-	defer c.wmu.Unlock()
-	if err := c.ended(); err != nil && kind != kindFIN {
-		return err
-	}
-	*c.wbuf = appendFrame((*c.wbuf)[:0], kind, c.session, payload)
-	if _, err := c.rw.Write(*c.wbuf); err != nil {
-		c.end(err)
-		return err
-	}
-	return nil
-}
-
-// Close ends the session. The host closes the byte stream with it; the guest,
-// which keeps it for the next session, tells the host.
+// Close ends the session and tells the host. The byte stream stays for the next.
 func (c *linkConn) Close() error {
-	first := c.end(net.ErrClosed)
-	if c.closeRW {
-		return c.rw.Close()
-	}
-	if first {
-		go c.writeFrame(kindFIN, nil) // waits as long as no host is there
+	if c.end(net.ErrClosed) {
+		go c.out.put(c, kindFIN, nil) // waits as long as no host is there
 	}
 	return nil
 }
@@ -267,70 +252,89 @@ func (c *linkConn) SetDeadline(time.Time) error      { return os.ErrNoDeadline }
 func (c *linkConn) SetReadDeadline(time.Time) error  { return os.ErrNoDeadline }
 func (c *linkConn) SetWriteDeadline(time.Time) error { return os.ErrNoDeadline }
 
-// DialLink begins a session as the host: it synchronises with the guest at
-// the other end of rwc and returns once the guest has answered, however long
-// that takes; ctx bounds it. It takes over rwc, also on error.
-func DialLink(ctx context.Context, rwc io.ReadWriteCloser) (net.Conn, error) {
+// A Link is the host's end of a link and one session on it. It implements
+// net.Conn without deadlines.
+type Link struct {
+	linkConn
+	rwc      io.ReadWriteCloser
+	answered chan struct{}
+}
+
+// OpenLink begins a session with the guest at the other end of rwc, which it
+// takes over, and does not wait for the guest's answer: what is written
+// follows the beginning of the session. It is held: nothing leaves before
+// Release. fresh says that no host has written to that guest's port before,
+// or that the last one left it between frames: nothing is to be cut off then.
+func OpenLink(rwc io.ReadWriteCloser, fresh bool) *Link {
 	var nonce [8]byte
 	rand.Read(nonce[:])
 	session := binary.BigEndian.Uint64(nonce[:])
+	l := &Link{rwc: rwc, answered: make(chan struct{})}
+	l.linkConn = linkConn{session: session, out: newSender(rwc, l.shut)}
+	l.cond = sync.NewCond(&l.mu)
+	var hello []byte
+	if !fresh {
+		hello = make([]byte, maxFrame)
+	}
+	l.out.hold()
+	l.out.begin(session, appendFrame(hello, kindSYN, session, nil))
+	go l.out.run()
+	go l.receive()
+	return l
+}
 
-	stop := context.AfterFunc(ctx, func() { rwc.Close() })
-	hello := appendFrame(make([]byte, maxFrame), kindSYN, session, nil)
-	wrote := make(chan error, 1)
-	go func() {
-		_, err := rwc.Write(hello)
-		if err != nil {
-			rwc.Close() // the answer will not come
-		}
-		wrote <- err
-	}()
-	d := newDecoder(rwc)
-	err := d.await(session)
-	if err != nil {
-		rwc.Close()
-	}
-	if werr := <-wrote; werr != nil {
-		err = werr
-	}
-	if !stop() {
-		err = context.Cause(ctx)
-	}
-	if err != nil {
-		rwc.Close()
-		return nil, fmt.Errorf("synchronise with guest: %w", err)
-	}
-	c := newLinkConn(rwc, session, new(sync.Mutex), new([]byte))
-	c.closeRW = true
-	go c.receive(d)
-	return c, nil
+// Answered is closed when the guest has answered.
+func (l *Link) Answered() <-chan struct{} { return l.answered }
+
+// Hold has what is written from now on wait for a Release, to leave in one
+// piece. It may be called several times and needs as many Releases. A Write
+// that finds no room does not wait for one.
+func (l *Link) Hold() { l.out.hold() }
+
+// Release undoes one Hold.
+func (l *Link) Release() { l.out.release() }
+
+// Close ends the session and the byte stream.
+func (l *Link) Close() error {
+	l.shut(net.ErrClosed)
+	return nil
+}
+
+func (l *Link) shut(err error) {
+	l.end(err)
+	l.out.stop(err)
+	l.rwc.Close()
 }
 
 // receive is the host's reading goroutine.
-func (c *linkConn) receive(d *decoder) {
+func (l *Link) receive() {
+	d := newDecoder(l.rwc)
+	if err := d.await(l.session); err != nil {
+		l.shut(fmt.Errorf("synchronise with guest: %w", err))
+		return
+	}
+	close(l.answered)
 	for {
 		f, clean, err := d.next()
 		switch {
 		case err != nil:
-		case clean && f.kind == kindFIN && f.session == c.session:
+		case clean && f.kind == kindFIN && f.session == l.session:
 			err = errors.New("link: the guest has ended the session")
-		case !clean || f.kind != kindData || f.session != c.session:
+		case !clean || f.kind != kindData || f.session != l.session:
 			err = errors.New("link: the guest sent what is no frame")
 		}
 		if err != nil {
-			c.end(err)
-			c.rw.Close()
+			l.shut(err)
 			return
 		}
-		c.deliver(f.payload)
+		l.deliver(f.payload)
 	}
 }
 
 // A LinkListener is the guest's end of a link. It implements net.Listener.
 type LinkListener struct {
-	rwc  io.ReadWriteCloser
-	wmu  sync.Mutex
-	wbuf []byte
+	rwc io.ReadWriteCloser
+	out *sender
 
 	mu      sync.Mutex
 	cond    *sync.Cond
@@ -340,8 +344,9 @@ type LinkListener struct {
 
 // ServeLink serves the guest's end of a link on rwc, which it takes over.
 func ServeLink(rwc io.ReadWriteCloser) *LinkListener {
-	l := &LinkListener{rwc: rwc}
+	l := &LinkListener{rwc: rwc, out: newSender(rwc, func(error) {})}
 	l.cond = sync.NewCond(&l.mu)
+	go l.out.run()
 	go l.receive()
 	return l
 }
@@ -377,6 +382,7 @@ func (l *LinkListener) receive() {
 			if cur != nil {
 				cur.end(err)
 			}
+			l.out.stop(err)
 			l.mu.Lock()
 			l.err = err
 			l.cond.Broadcast()
@@ -398,10 +404,8 @@ func (l *LinkListener) receive() {
 
 // begin answers a SYN and offers the session to Accept.
 func (l *LinkListener) begin(session uint64) *linkConn {
-	c := newLinkConn(l.rwc, session, &l.wmu, &l.wbuf)
-	if err := c.writeFrame(kindSYNACK, nil); err != nil {
-		return nil
-	}
+	c := newLinkConn(session, l.out)
+	l.out.begin(session, appendFrame(nil, kindSYNACK, session, nil))
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.waiting = c

@@ -7,6 +7,7 @@ import (
 	"io"
 	"math/rand/v2"
 	"net"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -92,11 +93,24 @@ func (p *port) Close() error {
 	return nil
 }
 
+// dialLink opens a link on a port that others may have used and waits for the guest.
+func dialLink(ctx context.Context, rwc io.ReadWriteCloser) (*Link, error) {
+	l := OpenLink(rwc, false)
+	l.Release()
+	select {
+	case <-l.Answered():
+		return l, nil
+	case <-ctx.Done():
+		l.Close()
+		return nil, ctx.Err()
+	}
+}
+
 func dial(t *testing.T, p *port) net.Conn {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
-	c, err := DialLink(ctx, p.plug())
+	c, err := dialLink(ctx, p.plug())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -141,7 +155,7 @@ func TestLinkSurvivesHostsThatVanish(t *testing.T) {
 	l := ServeLink(p)
 	for i := range 200 {
 		raw := p.plug()
-		host, err := DialLink(context.Background(), raw)
+		host, err := dialLink(context.Background(), raw)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -166,7 +180,7 @@ func TestLinkSurvivesHostsThatVanish(t *testing.T) {
 		if i%2 == 0 {
 			io.ReadFull(host, make([]byte, rand.IntN(maxFrame)))
 		}
-		f := appendFrame(nil, kindData, host.(*linkConn).session, bytes.Repeat([]byte{0x55}, maxPayload))
+		f := appendFrame(nil, kindData, host.session, bytes.Repeat([]byte{0x55}, maxPayload))
 		raw.SetDeadline(time.Now().Add(time.Second))
 		raw.Write(f[:rand.IntN(len(f))])
 		raw.Close()
@@ -221,22 +235,97 @@ func TestGuestEndsTheSession(t *testing.T) {
 	}
 }
 
-func TestDialLinkIsBoundedByContext(t *testing.T) {
+// What is written before the answer leaves together with the SYN, and nothing
+// before it is released.
+func TestWritesFollowTheSYN(t *testing.T) {
 	host, guest := net.Pipe()
-	defer guest.Close()
-	go io.Copy(io.Discard, guest) // reads, never answers
-	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Millisecond)
-	defer cancel()
-	if _, err := DialLink(ctx, host); !errors.Is(err, context.DeadlineExceeded) {
-		t.Fatalf("got %v", err)
+	w := &recorder{ReadWriteCloser: host}
+	h := OpenLink(w, true)
+	defer h.Close()
+	for _, s := range []string{"one ", "two ", "three"} {
+		if _, err := io.WriteString(h, s); err != nil {
+			t.Fatal(err)
+		}
+	}
+	h.Hold()
+	h.Release()
+	if n := len(w.sizes()); n != 0 {
+		t.Fatalf("%d writes while held", n)
+	}
+	h.Release()
+	l := ServeLink(guest)
+	defer l.Close()
+	c, err := l.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := make([]byte, 13)
+	if _, err := io.ReadFull(c, got); err != nil || string(got) != "one two three" {
+		t.Fatalf("%q, %v", got, err)
+	}
+	want := 2*(headerLen+trailerLen) + len(got)
+	if s := w.sizes(); len(s) != 1 || s[0] != want {
+		t.Errorf("writes of %v bytes, want one of %d", s, want)
+	}
+	<-h.Answered()
+}
+
+// A writer that finds no room does not wait for Release.
+func TestHeldWriterGoesOn(t *testing.T) {
+	host, guest := net.Pipe()
+	h := OpenLink(host, true)
+	defer h.Close()
+	go io.Copy(io.Discard, guest) //nolint:errcheck // until the pipe closes
+	if _, err := h.Write(make([]byte, 10*maxFrame)); err != nil {
+		t.Error(err)
 	}
 }
 
-func TestDialLinkWhenTheGuestHangsUp(t *testing.T) {
-	host, guest := net.Pipe()
-	guest.Close()
-	if _, err := DialLink(context.Background(), host); err == nil {
-		t.Fatal("no error")
+// A recorder keeps the size of each write.
+type recorder struct {
+	io.ReadWriteCloser
+	mu   sync.Mutex
+	size []int
+}
+
+func (r *recorder) Write(p []byte) (int, error) {
+	r.mu.Lock()
+	r.size = append(r.size, len(p))
+	r.mu.Unlock()
+	return r.ReadWriteCloser.Write(p)
+}
+
+func (r *recorder) sizes() []int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return slices.Clone(r.size)
+}
+
+// A link that ends before the guest has answered says so to who waits for
+// either, be it the reading or the writing that fails.
+func TestLinkWithoutAnswer(t *testing.T) {
+	for name, end := range map[string]func(guest net.Conn, h *Link){
+		"the guest hangs up": func(guest net.Conn, _ *Link) { guest.Close() },
+		"the host gives up":  func(_ net.Conn, h *Link) { h.Close() },
+	} {
+		t.Run(name, func(t *testing.T) {
+			host, guest := net.Pipe()
+			defer guest.Close()
+			h := OpenLink(host, true)
+			h.Release()
+			end(guest, h)
+			if _, err := h.Read(make([]byte, 1)); err == nil {
+				t.Error("no error")
+			}
+			if _, err := h.Write(make([]byte, 1)); err == nil {
+				t.Error("no error")
+			}
+			select {
+			case <-h.Answered():
+				t.Error("answered")
+			default:
+			}
+		})
 	}
 }
 

@@ -7,8 +7,8 @@
 //	stream 1      ttrpc, the service Guest of guest.proto
 //	streams 3…    one stdio stream each, stream.go
 //
-// The package never interprets what it carries. It owns one goroutine per
-// link end, which ends with the byte stream.
+// The package never interprets what it carries. It owns two goroutines per
+// link end, one that reads and one that writes, which end with the byte stream.
 //
 //go:generate protoc --go_out=. --go_opt=paths=source_relative --go-ttrpc_out=. --go-ttrpc_opt=paths=source_relative guest.proto
 package wire
