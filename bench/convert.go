@@ -16,6 +16,8 @@ import (
 
 	"github.com/opencontainers/go-digest"
 
+	"github.com/hyper-run/hyper/bench/internal/ours"
+	"github.com/hyper-run/hyper/bench/internal/stats"
 	"github.com/hyper-run/hyper/internal/rootfs"
 )
 
@@ -27,8 +29,8 @@ type converted struct {
 
 // conversion measures in processes of their own, so that each one's peak of
 // memory is known.
-func conversion(ctx context.Context, c config, d *daemon, _ string) ([]row, error) {
-	layer := filepath.Join(d.dir, "layer.tar")
+func conversion(ctx context.Context, c config, d *ours.Daemon, _ string) ([]row, error) {
+	layer := filepath.Join(d.Dir, "layer.tar")
 	if err := writeLayer(layer); err != nil {
 		return nil, err
 	}
@@ -87,7 +89,7 @@ func convert(ctx context.Context, path string, stdout io.Writer) error {
 	if err != nil {
 		return err
 	}
-	return json.NewEncoder(stdout).Encode(converted{milliseconds(took), float64(peak) / 1024})
+	return json.NewEncoder(stdout).Encode(converted{stats.Milliseconds(took), float64(peak) / 1024})
 }
 
 // writeLayer makes the layer: 20,000 files of 2.5 KB in 200 directories, and one of 300 MB.

@@ -8,6 +8,8 @@ import (
 	"path/filepath"
 	"time"
 
+	"github.com/hyper-run/hyper/bench/internal/ours"
+	"github.com/hyper-run/hyper/bench/internal/stats"
 	"github.com/hyper-run/hyper/boot"
 	"github.com/hyper-run/hyper/internal/guest"
 	"github.com/hyper-run/hyper/internal/guest/wire"
@@ -17,12 +19,12 @@ import (
 
 // coldBoot boots VMs of 128 MB without a hyperd, which would give them more,
 // and asks hyperstart what it occupies.
-func coldBoot(ctx context.Context, c config, d *daemon, _ string) ([]row, error) {
+func coldBoot(ctx context.Context, c config, d *ours.Daemon, _ string) ([]row, error) {
 	k, err := boot.DefaultKernels().Select(boot.HyperKernel)
 	if err != nil {
 		return nil, err
 	}
-	initrd, err := boot.Initrd(d.dir, filepath.Join(c.bin, "hyperstart"), k)
+	initrd, err := boot.Initrd(d.Dir, filepath.Join(c.bin, "hyperstart"), k)
 	if err != nil {
 		return nil, err
 	}
@@ -43,8 +45,8 @@ func coldBoot(ctx context.Context, c config, d *daemon, _ string) ([]row, error)
 		if err = errors.Join(err, os.RemoveAll(dir)); err != nil {
 			return nil, err
 		}
-		boots.values = append(boots.values, milliseconds(took))
-		anon.values = append(anon.values, megabytes(bytes))
+		boots.values = append(boots.values, stats.Milliseconds(took))
+		anon.values = append(anon.values, stats.Megabytes(bytes))
 	}
 	return []row{boots, anon}, nil
 }

@@ -6,12 +6,13 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"os/exec"
 	"path/filepath"
-	"runtime"
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/hyper-run/hyper/bench/internal/ours"
+	"github.com/hyper-run/hyper/bench/internal/stats"
 )
 
 type config struct {
@@ -24,28 +25,28 @@ type config struct {
 func measure(ctx context.Context, c config) (_ report, err error) {
 	var r report
 	if c.image == "" {
-		if c.image, err = makeImage(ctx, c.progress); err != nil {
+		if c.image, err = ours.MakeImage(ctx, c.progress); err != nil {
 			return r, err
 		}
 	}
-	d, err := startDaemon(ctx, c.bin)
+	d, err := ours.Start(ctx, ours.Options{Bin: c.bin, NetPrefix: "bch"})
 	if err != nil {
 		return r, err
 	}
-	defer func() { err = errors.Join(err, d.stop()) }()
+	defer func() { err = errors.Join(err, d.Stop()) }()
 
-	idle, err := settledRSS(ctx, d.cmd.Process.Pid)
+	idle, err := settledRSS(ctx, d.Pid())
 	if err != nil {
 		return r, err
 	}
-	if r.host, err = hostLines(ctx, d); err != nil {
+	if r.host, err = ours.HostLines(ctx, d); err != nil {
 		return r, err
 	}
-	image, err := loadImage(ctx, d, c.image)
+	image, err := ours.Load(d.Command(ctx, "load", "-i", c.image))
 	if err != nil {
 		return r, err
 	}
-	steps := []func(context.Context, config, *daemon, string) ([]row, error){coldBoot, runTrue, execTrue, conversion}
+	steps := []func(context.Context, config, *ours.Daemon, string) ([]row, error){coldBoot, runTrue, execTrue, conversion}
 	for _, step := range steps {
 		rows, err := step(ctx, c, d, image)
 		if err != nil {
@@ -58,41 +59,17 @@ func measure(ctx context.Context, c config) (_ report, err error) {
 		return r, err
 	}
 	r.rows = append(r.rows,
-		row{"hyperstart binary", "MB", 10, []float64{megabytes(size.Size())}},
+		row{"hyperstart binary", "MB", 10, []float64{stats.Megabytes(size.Size())}},
 		row{"idle hyperd, resident (just started)", "MB", 40, []float64{idle}})
-	after, err := settledRSS(ctx, d.cmd.Process.Pid)
+	after, err := settledRSS(ctx, d.Pid())
 	r.rows = append(r.rows, row{"idle hyperd, resident (after all of the above)", "MB", 40, []float64{after}})
 	return r, err
 }
 
-func makeImage(ctx context.Context, progress io.Writer) (string, error) {
-	cmd := exec.CommandContext(ctx, "test/images/make", "busybox")
-	cmd.Stderr = progress
-	out, err := cmd.Output()
-	if err != nil {
-		return "", fmt.Errorf("test/images/make busybox: %w", err)
-	}
-	return strings.TrimSpace(string(out)), nil
-}
-
-// loadImage returns the reference of the one image in the archive.
-func loadImage(ctx context.Context, d *daemon, archive string) (string, error) {
-	out, err := d.hyper(ctx, "load", "-i", archive)
-	if err != nil {
-		return "", err
-	}
-	// "Loaded image: NAME", or "Loaded image ID: sha256:…", as Docker says it.
-	_, name, ok := strings.Cut(out, ": ")
-	if !ok {
-		return "", fmt.Errorf("hyper load said %q", out)
-	}
-	return strings.Fields(name)[0], nil
-}
-
-func runTrue(ctx context.Context, c config, d *daemon, image string) ([]row, error) {
+func runTrue(ctx context.Context, c config, d *ours.Daemon, image string) ([]row, error) {
 	r := row{what: "`hyper run --rm IMG true`, image present", unit: "ms", limit: 1600}
 	for range c.n {
-		t, err := d.timed(ctx, "run", "--rm", image, "true")
+		t, err := ours.Timed(d.Command(ctx, "run", "--rm", image, "true"))
 		if err != nil {
 			return nil, err
 		}
@@ -101,15 +78,15 @@ func runTrue(ctx context.Context, c config, d *daemon, image string) ([]row, err
 	return []row{r}, nil
 }
 
-func execTrue(ctx context.Context, c config, d *daemon, image string) ([]row, error) {
+func execTrue(ctx context.Context, c config, d *ours.Daemon, image string) ([]row, error) {
 	const warmUp = 3 // the guest's page cache and translated code fill in the first ones
-	id, err := d.hyper(ctx, "run", "-d", image, "sleep", "1000")
+	id, err := d.Hyper(ctx, "run", "-d", image, "sleep", "1000")
 	if err != nil {
 		return nil, err
 	}
 	r := row{what: "`hyper exec C true`", unit: "ms", limit: 60}
 	for i := range warmUp + 3*c.n {
-		t, err := d.timed(ctx, "exec", id, "true")
+		t, err := ours.Timed(d.Command(ctx, "exec", id, "true"))
 		if err != nil {
 			return nil, err
 		}
@@ -117,7 +94,7 @@ func execTrue(ctx context.Context, c config, d *daemon, image string) ([]row, er
 			r.values = append(r.values, t)
 		}
 	}
-	_, err = d.hyper(ctx, "rm", "-f", id)
+	_, err = d.Hyper(ctx, "rm", "-f", id)
 	return []row{r}, err
 }
 
@@ -153,44 +130,4 @@ func statusField(path, name string) (int64, error) {
 		}
 	}
 	return 0, fmt.Errorf("%s has no %s", path, name)
-}
-
-func hostLines(ctx context.Context, d *daemon) ([]string, error) {
-	info, err := d.hyper(ctx, "info")
-	if err != nil {
-		return nil, err
-	}
-	load, err := os.ReadFile("/proc/loadavg")
-	if err != nil {
-		return nil, err
-	}
-	lines := []string{
-		fmt.Sprintf("%s, %d CPUs, load average before: %s", cpuModel(), runtime.NumCPU(), strings.Fields(string(load))[0]),
-		"date: " + time.Now().UTC().Format(time.DateOnly),
-	}
-	for _, line := range strings.Split(info, "\n") {
-		line = strings.TrimSpace(line)
-		for _, name := range []string{"VMM:", "Accelerator:", "Guest kernel:"} {
-			if strings.HasPrefix(line, name) {
-				lines = append(lines, line)
-			}
-		}
-		if strings.HasPrefix(line, "Accelerator: tcg") {
-			lines = append(lines, "**TCG**: guests are emulated in software; with KVM all times of guests are far shorter")
-		}
-	}
-	return lines, nil
-}
-
-func cpuModel() string {
-	text, err := os.ReadFile("/proc/cpuinfo")
-	if err != nil {
-		return "unknown CPU"
-	}
-	for _, line := range strings.Split(string(text), "\n") {
-		if name, ok := strings.CutPrefix(line, "model name"); ok {
-			return strings.TrimSpace(strings.TrimLeft(name, "\t :"))
-		}
-	}
-	return "unknown CPU"
 }

@@ -2,9 +2,9 @@ package main
 
 import (
 	"fmt"
-	"slices"
 	"strings"
-	"time"
+
+	"github.com/hyper-run/hyper/bench/internal/stats"
 )
 
 // A row is one promise of SPEC.md and what was measured.
@@ -20,17 +20,11 @@ type report struct {
 	rows []row
 }
 
-// quantile returns the q-quantile by the nearest rank.
-func quantile(values []float64, q float64) float64 {
-	v := slices.Sorted(slices.Values(values))
-	return v[min(int(q*float64(len(v))), len(v)-1)]
-}
-
 func (r row) verdict() string {
 	switch {
 	case len(r.values) == 0:
 		return "not measured"
-	case quantile(r.values, 0.5) > r.limit:
+	case stats.Quantile(r.values, 0.5) > r.limit:
 		return "**over**"
 	}
 	return "ok"
@@ -47,20 +41,9 @@ func (r report) markdown() string {
 	for _, row := range r.rows {
 		median, p90 := "-", "-"
 		if len(row.values) > 0 {
-			median, p90 = row.format(quantile(row.values, 0.5)), row.format(quantile(row.values, 0.9))
+			median, p90 = stats.Format(stats.Quantile(row.values, 0.5), row.unit), stats.Format(stats.Quantile(row.values, 0.9), row.unit)
 		}
-		fmt.Fprintf(&b, "| %s | %s | %s | %s | %d | %s |\n", row.what, row.format(row.limit), median, p90, len(row.values), row.verdict())
+		fmt.Fprintf(&b, "| %s | %s | %s | %s | %d | %s |\n", row.what, stats.Format(row.limit, row.unit), median, p90, len(row.values), row.verdict())
 	}
 	return b.String()
 }
-
-func (r row) format(v float64) string {
-	if v < 10 {
-		return fmt.Sprintf("%.2f %s", v, r.unit)
-	}
-	return fmt.Sprintf("%.0f %s", v, r.unit)
-}
-
-func milliseconds(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }
-
-func megabytes(n int64) float64 { return float64(n) / (1 << 20) }

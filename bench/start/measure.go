@@ -1,0 +1,241 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/hyper-run/hyper/bench/internal/ours"
+)
+
+// A bench is one run of this command.
+type bench struct {
+	config
+	engines engines
+}
+
+// rowKinds are all that can be measured, in the order of the table.
+var rowKinds = []struct {
+	name    string
+	measure func(context.Context, *bench) ([]section, error)
+}{
+	{"run", runTrue},
+	{"tail", tail},
+	{"parallel", parallel},
+	{"clone", cloneTime},
+	{"sized", sized},
+	{"exec", execTrue},
+	{"memory", memory},
+}
+
+func rowNames() []string {
+	var names []string
+	for _, k := range rowKinds {
+		names = append(names, k.name)
+	}
+	return names
+}
+
+func measure(ctx context.Context, c config, rows []string) (_ report, err error) {
+	var r report
+	if c.image == "" {
+		if c.image, err = ours.MakeImage(ctx, c.progress); err != nil {
+			return r, err
+		}
+	}
+	b := &bench{config: c, engines: engines{c: c, started: map[string]*engine{}, missing: map[string]error{}}}
+	dir, err := os.MkdirTemp("", "hyper-bench-")
+	if err != nil {
+		return r, err
+	}
+	defer func() { err = errors.Join(err, b.engines.stop(), os.RemoveAll(dir)) }()
+	b.engines.archive = filepath.Join(dir, "image.tar")
+	if r.host, err = prepare(ctx, c, b.engines.archive); err != nil {
+		return r, err
+	}
+	for _, kind := range rowKinds {
+		if !slices.Contains(rows, kind.name) {
+			continue
+		}
+		fmt.Fprintf(c.progress, "measures %s\n", kind.name)
+		sections, err := kind.measure(ctx, b)
+		if err != nil {
+			return r, fmt.Errorf("measure %s: %w", kind.name, err)
+		}
+		r.sections = append(r.sections, sections...)
+	}
+	for _, name := range b.engines.order {
+		r.host = append(r.host, fmt.Sprintf("%s: %s", name, b.engines.started[name].version))
+	}
+	return r, nil
+}
+
+// prepare describes the host, and writes the image as all products can load
+// it, which not all can from an OCI archive.
+func prepare(ctx context.Context, c config, archive string) (lines []string, err error) {
+	d, err := ours.Start(ctx, ours.Options{Bin: c.bin, NetPrefix: "bsp"})
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, d.Stop()) }()
+	if lines, err = ours.HostLines(ctx, d); err != nil {
+		return nil, err
+	}
+	image, err := ours.Load(d.Command(ctx, "load", "-i", c.image))
+	if err != nil {
+		return nil, err
+	}
+	_, err = d.Hyper(ctx, "save", "-o", archive, image)
+	return lines, err
+}
+
+// A contender is one way to run a container.
+type contender struct {
+	label  string
+	engine string
+	flags  []string // of run
+	limit  float64  // see section; 0: nothing was promised
+}
+
+// reference is what promises compare with; where it is not to be had, fallback.
+const (
+	reference = "Docker, bridge"
+	fallback  = "Docker 20.10, bridge"
+)
+
+var (
+	clone    = contender{label: "**Hyper, clone**", engine: "hyper"}
+	warm     = contender{label: "**Hyper, warm pool**", engine: "hyper-warm"}
+	cold     = contender{label: "Hyper, cold boot", engine: "hyper-cold"}
+	docker   = contender{label: reference, engine: "docker"}
+	docker20 = contender{label: fallback, engine: "docker20"}
+	podman   = contender{label: "podman + crun, bridge", engine: "podman"}
+	runsc    = contender{label: "Docker + gVisor runsc, bridge", engine: "docker", flags: []string{"--runtime", "runsc"}}
+)
+
+// promising is c with a limit.
+func (c contender) promising(limit float64) contender {
+	c.limit = limit
+	return c
+}
+
+// with is c with other flags of run, and a label that says so.
+func (c contender) with(label string, flags ...string) contender {
+	c.label, c.flags = label, append(slices.Clone(c.flags), flags...)
+	return c
+}
+
+// run is `run` with the contender's flags, and "IMG" replaced by the image.
+func (c contender) run(ctx context.Context, e *engine, args ...string) *exec.Cmd {
+	all := append([]string{"run"}, c.flags...)
+	for _, a := range args {
+		if a == "IMG" {
+			a = e.image
+		}
+		all = append(all, a)
+	}
+	return e.command(ctx, all...)
+}
+
+// alternate measures each contender n times, in turns: after warm-up, which is
+// not counted. One that does not work is left out from then on, with the
+// reason. Errors: ctx's only.
+func (b *bench) alternate(ctx context.Context, n int, who []contender, once func(context.Context, contender, *engine) (float64, error)) ([]result, error) {
+	const warmUp = 2
+	var results []result
+	for _, c := range b.asked(who) {
+		results = append(results, result{contender: c})
+	}
+	for round := range warmUp + n {
+		for i := range results {
+			r := &results[i]
+			if r.missing != "" {
+				continue
+			}
+			value, err := b.once(ctx, r.contender, once)
+			switch {
+			case ctx.Err() != nil:
+				return nil, ctx.Err()
+			case err != nil:
+				r.missing, r.values = reason(err), nil
+				fmt.Fprintf(b.progress, "%s is not available: %s\n", plain(r.label), r.missing)
+			case round >= warmUp:
+				r.values = append(r.values, value)
+			}
+		}
+	}
+	return results, nil
+}
+
+// asked are those of who that -peers names, and ours.
+func (b *bench) asked(who []contender) []contender {
+	return slices.DeleteFunc(slices.Clone(who), func(c contender) bool {
+		return hyperds[c.engine] == nil &&
+			(!slices.Contains(b.peers, c.engine) || c.label == runsc.label && !slices.Contains(b.peers, "runsc"))
+	})
+}
+
+// reason is an error in one line that fits a table.
+func reason(err error) string {
+	const most = 240
+	line, _, _ := strings.Cut(err.Error(), "\n")
+	if len(line) > most {
+		line = line[:most] + "…"
+	}
+	return line
+}
+
+func (b *bench) once(ctx context.Context, c contender, once func(context.Context, contender, *engine) (float64, error)) (float64, error) {
+	e, err := b.engines.get(ctx, c.engine)
+	if err != nil {
+		return 0, err
+	}
+	if err := settled(ctx, c, e); err != nil {
+		return 0, err
+	}
+	return once(ctx, c, e)
+}
+
+// settled waits until the warm pool is full, which hyperd tells as
+// "Warm pool: READY of WANTED".
+func settled(ctx context.Context, c contender, e *engine) error {
+	if c.engine != warm.engine {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	defer cancel()
+	for {
+		info, err := ours.Output(e.command(ctx, "info"))
+		if err != nil {
+			return err
+		}
+		ready, wanted := poolStatus(info)
+		switch {
+		case wanted == 0:
+			return errors.New("hyper info tells of no warm pool")
+		case ready == wanted:
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("wait for the warm pool to be full: %w", ctx.Err())
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
+}
+
+// poolStatus reads the warm pool's line of hyper info.
+func poolStatus(info string) (ready, wanted int) {
+	for _, line := range strings.Split(info, "\n") {
+		if n, _ := fmt.Sscanf(strings.TrimSpace(line), "Warm pool: %d of %d", &ready, &wanted); n == 2 {
+			return ready, wanted
+		}
+	}
+	return 0, 0
+}
