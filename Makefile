@@ -7,6 +7,7 @@
 #   make check     format, vet, guard tests, linters
 #   make kernel    HyperKernel, the guest kernel, once: about 5 minutes
 #   make bench     the numbers of SPEC.md, into bench/results.md
+#   make bench-start  starts beside Docker, podman and gVisor, into bench/start; gets these once: 10 minutes
 #   make fuzz      every fuzz target for FUZZTIME (10s)
 #   make install   into PREFIX (/usr/local)
 #   make deps      Debian packages, Debian's cloud kernel, a docker client for the tests
@@ -27,7 +28,7 @@ RACE    := $(shell command -v gcc >/dev/null && echo -race)
 STATICCHECK   := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 GOLANGCI_LINT := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
 
-.PHONY: build demo test check kernel bench fuzz install clean deps
+.PHONY: build demo test check kernel bench bench-start fuzz install clean deps
 
 build:
 	CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)' -o bin/ ./cmd/hyper ./cmd/hyperd ./cmd/hyperstart
@@ -50,6 +51,9 @@ kernel:
 bench: deps kernel build
 	go run ./bench -bin bin -o bench/results.md
 
+bench-start: deps kernel build
+	go run ./bench/start -bin bin -o bench/start $(BENCHFLAGS)
+
 fuzz:
 	test/fuzz.sh $(FUZZTIME)
 
@@ -63,3 +67,9 @@ clean:
 
 deps:
 	test/deps.sh run
+
+# lab: KVM proven without KVM (test/lab/README.md); its kernel is built once, about 5 minutes
+.PHONY: lab
+lab: deps kernel
+	test/lab/build-kernel
+	HYPER_LAB=1 go test -v -count=1 -timeout 20m ./test/lab

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strconv"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -148,7 +149,17 @@ func startDocker(ctx context.Context, c config) (*engine, error) {
 			return nil, err
 		}
 	}
-	return startDockerd(ctx, c, "docker", lowers, append([]string{"/usr/local/bin/dockerd"}, args...))
+	e, err := startDockerd(ctx, c, "docker", lowers, append([]string{"/usr/local/bin/dockerd"}, args...))
+	if err != nil {
+		return nil, err
+	}
+	// It does not know its version, as built.
+	var versions []string
+	for _, dir := range lowers {
+		versions = append(versions, filepath.Base(dir))
+	}
+	e.version = strings.Join(versions, ", ")
+	return e, nil
 }
 
 func startDocker20(ctx context.Context, c config) (*engine, error) {

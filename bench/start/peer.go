@@ -62,6 +62,7 @@ type cell struct {
 	name, dir string
 	cmd       *exec.Cmd // unshare, which waits for the cell's first process
 	init      int       // process ID of that
+	ended     chan struct{}
 }
 
 // cellSpec is what a cell is made with.
@@ -104,6 +105,11 @@ func startCell(ctx context.Context, spec cellSpec) (_ *cell, err error) {
 		c.cmd = nil
 		return nil, fmt.Errorf("start %s: %w", spec.name, err)
 	}
+	c.ended = make(chan struct{})
+	go func() {
+		c.cmd.Wait() //nolint:errcheck // its exit status says nothing new
+		close(c.ended)
+	}()
 	err = c.until(ctx, func() bool {
 		pids := children(c.cmd.Process.Pid)
 		if len(pids) > 0 {
@@ -122,10 +128,9 @@ func (c *cell) until(ctx context.Context, ok func() bool) error {
 		select {
 		case <-ctx.Done():
 			return fmt.Errorf("wait for %s: %w: %s", c.name, ctx.Err(), c.log())
-		case <-time.After(20 * time.Millisecond):
-		}
-		if c.init != 0 && syscall.Kill(c.init, 0) != nil {
+		case <-c.ended:
 			return fmt.Errorf("%s did not come up: %s", c.name, c.log())
+		case <-time.After(20 * time.Millisecond):
 		}
 	}
 	return nil
@@ -146,15 +151,21 @@ func (c *cell) cgroup() string { return "hyper-bench-" + c.name }
 // stop ends all processes of the cell and removes its files and cgroups.
 func (c *cell) stop() error {
 	if c.cmd != nil {
-		if c.init != 0 {
-			syscall.Kill(c.init, syscall.SIGTERM) //nolint:errcheck // it may have ended by itself
+		select {
+		case <-c.ended:
+		default:
+			if c.init != 0 {
+				syscall.Kill(c.init, syscall.SIGTERM) //nolint:errcheck // it may end by itself just now
+			} else {
+				c.cmd.Process.Kill() //nolint:errcheck // likewise
+			}
 		}
-		kill := time.AfterFunc(20*time.Second, func() { c.cmd.Process.Kill() }) //nolint:errcheck // likewise
-		if c.init == 0 {
+		select {
+		case <-c.ended:
+		case <-time.After(20 * time.Second):
 			c.cmd.Process.Kill() //nolint:errcheck // likewise
+			<-c.ended
 		}
-		c.cmd.Wait() //nolint:errcheck // its exit status says nothing new
-		kill.Stop()
 	}
 	return errors.Join(removeCgroups(c.cgroup()), os.RemoveAll(c.dir))
 }
