@@ -134,3 +134,34 @@ func TestStreamFirst(t *testing.T) {
 		t.Errorf("got %v", err)
 	}
 }
+
+// An acknowledgement of little output waits for more, or for the end.
+func TestAcksAreFew(t *testing.T) {
+	f, host, _ := newFresh(t)
+	f.start(true, process(false, "cat"))
+	o, err := f.c.Output(f.ctx(), "c", "", wire.StreamHeader_STDOUT, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	in, err := f.c.Stdin(f.ctx(), "c", "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for n := range uint64(10) {
+		if _, err := io.WriteString(in, "x"); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := o.Read(make([]byte, 1)); err != nil {
+			t.Fatal(err)
+		}
+		if n == 0 {
+			host.take() // the streams have been opened
+		}
+		o.Ack(n + 1) //nolint:errcheck // the next Read fails too
+	}
+	if s := host.take(); len(s) != 9 {
+		t.Errorf("writes of %v bytes for 9 inputs", s)
+	}
+	o.Close()
+	in.Close()
+}

@@ -124,8 +124,9 @@ func (o *Output) Read(p []byte) (int, error) {
 }
 
 // Ack tells the guest that everything before offset is safe on the host.
-// Without it the guest stops the process after a window of output. It does
-// not block.
+// Without it the guest stops the process after a window of output. It is sent
+// once it frees a good part of the window, or the Output is closed: each wakes
+// the guest. It does not block.
 func (o *Output) Ack(offset uint64) error {
 	if why := o.c.Err(); why != nil {
 		return fmt.Errorf("acknowledge output: %w: %w", why, errdefs.ErrUnavailable)
@@ -139,6 +140,8 @@ func (o *Output) Ack(offset uint64) error {
 	}
 	return nil
 }
+
+const ackStep = wire.OutputWindow / 4
 
 // sendAcks is the goroutine that a guest which does not read can hold up. It
 // sends the latest Ack before it ends the stream.
@@ -157,7 +160,7 @@ func (o *Output) sendAcks() {
 		o.mu.Lock()
 		acked := o.acked
 		o.mu.Unlock()
-		if acked == last {
+		if acked == last || !closed && acked-last < ackStep {
 			continue
 		}
 		last = acked
