@@ -25,6 +25,10 @@ type sender struct {
 	err     error      // why nothing is written any more
 }
 
+// sendBuffers are those of senders that have nothing to write: an idle guest
+// is to hold no memory for that.
+var sendBuffers = sync.Pool{New: func() any { return new([]byte) }}
+
 func newSender(w io.Writer, failed func(error)) *sender {
 	s := &sender{w: w, failed: failed, open: -1}
 	s.changed = sync.NewCond(&s.mu)
@@ -36,7 +40,7 @@ func newSender(w io.Writer, failed func(error)) *sender {
 func (s *sender) begin(session uint64, first []byte) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.session, s.buf, s.first, s.open = session, append(s.buf[:0], first...), len(first), -1
+	s.session, s.buf, s.first, s.open = session, append(s.buffer()[:0], first...), len(first), -1
 	s.changed.Broadcast()
 }
 
@@ -55,6 +59,7 @@ func (s *sender) put(c *linkConn, kind byte, payload []byte) error {
 		s.changed.Broadcast()
 		s.changed.Wait()
 	}
+	s.buf = s.buffer()
 	if kind != kindData {
 		s.seal()
 		s.buf = appendFrame(s.buf, kind, c.session, payload)
@@ -67,6 +72,14 @@ func (s *sender) put(c *linkConn, kind byte, payload []byte) error {
 	}
 	s.changed.Broadcast()
 	return nil
+}
+
+// buffer is buf, or an empty one when there is none.
+func (s *sender) buffer() []byte {
+	if s.buf == nil {
+		s.buf = *sendBuffers.Get().(*[]byte)
+	}
+	return s.buf
 }
 
 // refusal says why a frame of c is not taken.
@@ -92,7 +105,6 @@ func (s *sender) seal() {
 
 // run writes what was put, until a write fails or stop.
 func (s *sender) run() {
-	var spare []byte
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for {
@@ -111,7 +123,7 @@ func (s *sender) run() {
 		}
 		s.seal()
 		out := s.buf
-		s.buf, s.first, s.full = spare[:0], 0, false
+		s.buf, s.first, s.full = nil, 0, false
 		s.changed.Broadcast()
 		s.mu.Unlock()
 		_, err := s.w.Write(out)
@@ -119,8 +131,9 @@ func (s *sender) run() {
 			s.stop(err)
 			s.failed(err)
 		}
+		out = out[:0]
+		sendBuffers.Put(&out)
 		s.mu.Lock()
-		spare = out
 	}
 }
 
