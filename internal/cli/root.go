@@ -32,7 +32,7 @@ func verbs() []verb {
 		{"login", groupCommon, newLogin}, {"logout", groupCommon, newLogout}, {"version", groupCommon, newVersion},
 		{"info", groupCommon, newInfo}, {"doctor", groupCommon, newDoctor},
 
-		{"container", groupManagement, newContainer}, {"image", groupManagement, newImage}, {"system", groupManagement, newSystem},
+		{"container", groupManagement, newContainer}, {"image", groupManagement, newImage}, {"system", groupManagement, newSystem}, {"template", groupManagement, newTemplate},
 
 		{"attach", groupOther, newAttach}, {"completion", groupOther, newCompletion}, {"create", groupOther, newCreate},
 		{"events", groupOther, newEvents}, {"import", groupOther, newImport}, {"inspect", groupOther, newInspect},

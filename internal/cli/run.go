@@ -16,8 +16,8 @@ import (
 // runFlags are the flags of run.
 type runFlags struct {
 	*createFlags
-	detach, sigProxy bool
-	keys             string
+	detach, sigProxy, trace bool
+	keys                    string
 }
 
 func newRun(a *app) *cobra.Command {
@@ -26,6 +26,7 @@ func newRun(a *app) *cobra.Command {
 	f := &runFlags{createFlags: addCreateFlags(c.Flags())}
 	c.Flags().BoolVarP(&f.detach, "detach", "d", false, "Run container in background and print container ID")
 	c.Flags().BoolVar(&f.sigProxy, "sig-proxy", true, "Proxy received signals to the process")
+	c.Flags().BoolVar(&f.trace, "trace", false, "Print where the time of the start went, to standard error")
 	c.Flags().StringVar(&f.keys, "detach-keys", "", "Override the key sequence for detaching a container")
 	c.ValidArgsFunction = a.completeImages(1)
 	c.RunE = run(func(ctx context.Context, args []string) error { return a.runContainer(ctx, f, args) })
@@ -58,6 +59,9 @@ func (a *app) runContainer(ctx context.Context, f *runFlags, args []string) erro
 	id, err := a.create(ctx, f.createFlags, req)
 	if err != nil {
 		return refuse(err)
+	}
+	if f.trace {
+		defer a.showTrace(context.WithoutCancel(ctx), id)
 	}
 	if !cfg.AttachStdin && !cfg.AttachStdout && !cfg.AttachStderr {
 		if _, err := a.api().ContainerStart(ctx, id, moby.ContainerStartOptions{}); err != nil {

@@ -12,6 +12,8 @@ import (
 	"strings"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/hyper-run/hyper/internal/store"
 	"github.com/hyper-run/hyper/internal/vmm"
 )
@@ -27,8 +29,12 @@ type Config struct {
 	Kernel        string       // path, or "hyperkernel", "stock"; "": the first there is
 	Hyperstart    string       // path; "": beside hyperd, or in /usr/local/lib/hyper, /usr/lib/hyper
 	QEMU          string       // path; "": found in PATH
-	MemMiB        int          // of a VM without a limit
-	CPUs          int          // of a VM without a limit
+	MemMiB        int          // of a pod whose containers have no limit
+	CPUs          int          // that containers see
+	VMMemMiB      int          // of the usual VM
+	VMCPUs        int          // of the usual VM
+	NoTemplates   bool         // every VM boots
+	Warm          int          // clones of each shape that are kept ready
 	Subnet        netip.Prefix // of the default network; zero: a free one
 	NetPrefix     string       // of the names of our devices and rules, at most 3 characters; "": hyp
 	RemoveNetwork bool         // take the default network off the host and exit
@@ -37,6 +43,21 @@ type Config struct {
 	Doctor        bool // check the host, print what was found, and exit
 	BootTimeout   time.Duration
 	Debug         bool
+}
+
+// usualCPUs is what the usual VM has, whatever the host has: idle ones cost nothing.
+const usualCPUs = 4
+
+// maxWarm bounds the pool: each warm VM takes some 20 MB.
+const maxWarm = 100
+
+// hostMiB is the host's memory.
+func hostMiB() int {
+	var mem unix.Sysinfo_t
+	if unix.Sysinfo(&mem) != nil {
+		return 4096
+	}
+	return int(uint64(mem.Totalram) * uint64(mem.Unit) >> 20)
 }
 
 // ParseArgs reads the command line. It writes errors and help to out.
@@ -50,8 +71,12 @@ func ParseArgs(args []string, out io.Writer) (Config, error) {
 	fs.StringVar(&c.Kernel, "kernel", "", "guest kernel: a `path`, hyperkernel or stock (default: the first that is there)")
 	fs.StringVar(&c.Hyperstart, "hyperstart", "", "`path` of hyperstart (default: beside hyperd)")
 	fs.StringVar(&c.QEMU, "qemu", "", "`path` of qemu-system-x86_64 (default: in PATH)")
-	fs.IntVar(&c.MemMiB, "default-memory", 512, "memory of a VM whose container has no limit, in `MiB`")
-	fs.IntVar(&c.CPUs, "default-cpus", 1, "virtual CPUs of a VM whose container has no limit")
+	fs.IntVar(&c.MemMiB, "default-memory", min(2048, hostMiB()/2), "memory that a container without a limit can use, page cache included, in `MiB`")
+	fs.IntVar(&c.CPUs, "default-cpus", min(runtime.NumCPU(), usualCPUs), "CPUs that a container sees, unless --cpus promises it more")
+	fs.IntVar(&c.VMMemMiB, "vm-memory", min(4096, hostMiB()), "memory of the usual VM, in `MiB`; nothing of it is taken before it is used")
+	fs.IntVar(&c.VMCPUs, "vm-cpus", usualCPUs, "virtual CPUs of the usual VM")
+	templates := fs.Bool("templates", true, "start VMs as clones of a template")
+	fs.IntVar(&c.Warm, "warm-pool", 1, "how many clones to keep ready, of each shape in use")
 	fs.TextVar(&c.Subnet, "subnet", netip.Prefix{}, "IPv4 subnet of the default network in `CIDR` notation (default: a free one)")
 	fs.StringVar(&c.NetPrefix, "net-prefix", "", "`prefix` of the names of devices and rules, for several hyperds on one host")
 	fs.BoolVar(&c.RemoveNetwork, "remove-network", false, "take the default network (bridge, taps, rules) off the host and exit")
@@ -71,7 +96,7 @@ func ParseArgs(args []string, out io.Writer) (Config, error) {
 	if err := fs.Parse(args); err != nil {
 		return c, err
 	}
-	c.Accel = vmm.Accel(*accel)
+	c.Accel, c.NoTemplates = vmm.Accel(*accel), !*templates
 	if err := c.check(fs.Args()); err != nil {
 		fmt.Fprintln(out, "hyperd: cannot start:", err)
 		return c, err
@@ -91,6 +116,12 @@ func (c *Config) check(rest []string) (err error) {
 		return fmt.Errorf("--net-prefix %s: longer than 3 characters", c.NetPrefix)
 	case c.CPUs < 1 || c.CPUs > runtime.NumCPU():
 		return fmt.Errorf("--default-cpus %d: this host has %d", c.CPUs, runtime.NumCPU())
+	case c.VMCPUs < c.CPUs || c.VMCPUs > vmm.MaxCPUs:
+		return fmt.Errorf("--vm-cpus %d: want %d (--default-cpus) to %d", c.VMCPUs, c.CPUs, vmm.MaxCPUs)
+	case c.VMMemMiB < 512 || c.VMMemMiB > vmm.MaxMemMiB:
+		return fmt.Errorf("--vm-memory %d: want 512 to %d MiB", c.VMMemMiB, vmm.MaxMemMiB)
+	case c.Warm < 0 || c.Warm > maxWarm:
+		return fmt.Errorf("--warm-pool %d: want 0 to %d", c.Warm, maxWarm)
 	}
 	if c.Layout.Root, err = filepath.Abs(c.Layout.Root); err != nil {
 		return err

@@ -5,6 +5,7 @@ package hyperd
 
 import (
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
@@ -15,6 +16,7 @@ import (
 	"os/user"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -22,17 +24,21 @@ import (
 	"github.com/opencontainers/image-spec/identity"
 	"golang.org/x/sys/unix"
 
+	"github.com/hyper-run/hyper/api"
 	"github.com/hyper-run/hyper/boot"
 	"github.com/hyper-run/hyper/internal/dockerapi"
 	"github.com/hyper-run/hyper/internal/doctor"
 	"github.com/hyper-run/hyper/internal/event"
 	"github.com/hyper-run/hyper/internal/guest"
+	"github.com/hyper-run/hyper/internal/host"
 	"github.com/hyper-run/hyper/internal/image"
 	"github.com/hyper-run/hyper/internal/network"
 	"github.com/hyper-run/hyper/internal/network/bridge"
 	"github.com/hyper-run/hyper/internal/pod"
+	"github.com/hyper-run/hyper/internal/rest"
 	"github.com/hyper-run/hyper/internal/rootfs"
 	"github.com/hyper-run/hyper/internal/store"
+	"github.com/hyper-run/hyper/internal/template"
 	"github.com/hyper-run/hyper/internal/vmm"
 	"github.com/hyper-run/hyper/internal/vmm/qemu"
 )
@@ -63,6 +69,10 @@ type daemon struct {
 	events   *event.Bus
 	pods     *pod.Set
 	listener net.Listener
+
+	templates *template.Store // nil: VMs can't be cloned here, or must not be
+	groups    *host.Groups
+	metrics   *metrics
 
 	closers []func() error // run last to first
 }
@@ -109,7 +119,7 @@ func (d *daemon) open(ctx context.Context, parts Parts) error {
 			return err
 		}
 	}
-	for _, dir := range []string{l.Boot(), l.Containers(), l.Pods()} {
+	for _, dir := range []string{l.Boot(), l.Containers(), l.Templates(), l.Pods(), l.Making()} {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
 			return err
 		}
@@ -261,34 +271,103 @@ func (d *daemon) openPods(ctx context.Context, parts Parts) error {
 	if parts.Boot != nil {
 		bootFiles = parts.Boot
 	}
+	if err := d.openTemplates(ctx, bootFiles); err != nil {
+		return err
+	}
+	d.groups = host.NewGroups(host.GroupsConfig{Name: groupsName(d.cfg.Layout.Run), Log: d.log})
+	d.onClose(d.groups.Close)
+	memory, err := host.NewMemory(host.MemoryConfig{Groups: d.groups})
+	if err != nil {
+		return err
+	}
 	d.pods = pod.New(pod.Config{
 		Layout: d.cfg.Layout, Store: durable, Runtime: runtime, Driver: d.driver,
 		Network: d.net, NetworkErr: d.netErr, Events: d.events, Log: d.log,
-		Layers: d.layerDisks, CreateDisk: d.layers.CreateDisk, Boot: bootFiles, DialGuest: guest.Dial,
-		Accel: d.cfg.Accel, MemMiB: d.cfg.MemMiB, CPUs: d.cfg.CPUs, HostCPUs: hostCPUs(), StartTimeout: d.cfg.BootTimeout,
+		Templates: d.templates, Groups: d.groups, Memory: memory, Meter: d,
+		Layers: d.layerFiles, CreateDisk: d.layers.CreateDisk, Boot: bootFiles, DialGuest: guest.Dial, OpenGuest: guest.Open,
+		Accel: d.cfg.Accel, VM: pod.Size{CPUs: d.cfg.VMCPUs, MemMiB: d.cfg.VMMemMiB},
+		MemMiB: d.cfg.MemMiB, CPUs: d.cfg.CPUs, HostCPUs: hostCPUs(), Warm: d.cfg.Warm, StartTimeout: d.cfg.BootTimeout,
 	})
+	d.metrics = newMetrics(d.pods)
 	d.onClose(func() error { d.pods.Close(); return nil })
-	return d.pods.Adopt(ctx)
+	d.watchMemory(ctx, memory)
+	if err := d.pods.Adopt(ctx); err != nil {
+		return err
+	}
+	d.pods.Prepare()
+	return nil
 }
 
-// layerDisks finds the layers of a container's image as disks; when there are
-// more than max, merged into one.
-func (d *daemon) layerDisks(ctx context.Context, sp pod.Spec, max int) ([]pod.Layer, error) {
+// watchMemory has no VMs kept warm while the host is short of memory.
+func (d *daemon) watchMemory(ctx context.Context, m *host.Memory) {
+	ctx, cancel := context.WithCancel(ctx)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		if err := m.Watch(ctx, d.pods.MemoryShort); err != nil {
+			d.log.Warn("nobody says when memory gets short", "err", err)
+		}
+	}()
+	d.onClose(func() error { cancel(); <-done; return nil })
+}
+
+// groupsName is the parent of the cgroups of this hyperd's VMs; another one
+// on the same host must not take them for leftovers.
+func groupsName(run string) string {
+	if run == store.DefaultLayout.Run {
+		return "hyper"
+	}
+	sum := sha256.Sum256([]byte(run))
+	return fmt.Sprintf("hyper-%x", sum[:6])
+}
+
+// Started implements pod.Meter.
+func (d *daemon) Started(t pod.Trace) { d.metrics.Started(t) }
+
+// openTemplates opens the templates, if VMs can be cloned here.
+func (d *daemon) openTemplates(ctx context.Context, bootFiles func(string) (pod.BootFiles, error)) (err error) {
+	if d.cfg.NoTemplates || !d.caps.Clones {
+		return nil
+	}
+	cfg := template.Config{
+		Dir: d.cfg.Layout.Templates(), RunDir: d.cfg.Layout.Making(), Driver: d.driver, Accel: d.cfg.Accel,
+		Log: d.log, Timeout: d.cfg.BootTimeout, Unused: unusedTemplate, DialGuest: guest.Dial,
+		Keep: func(s template.Shape) bool {
+			files, err := bootFiles("")
+			return err == nil && s.Kernel == files.Kernel && s.Initrd == files.Initrd
+		},
+	}
+	if p, ok := d.net.(network.Preparer); ok {
+		p.Prepare(d.cfg.Warm + 1)
+		cfg.Spare = p.Spare
+	}
+	if d.templates, err = template.Open(ctx, cfg); err != nil {
+		return fmt.Errorf("open templates: %w", err)
+	}
+	d.onClose(func() error { d.templates.Close(); return nil })
+	return nil
+}
+
+// unusedTemplate is how long the memory of a template is kept for nobody.
+const unusedTemplate = 24 * time.Hour
+
+// layerFiles finds the layers of a container's image; when there are more
+// than max, merged into one.
+func (d *daemon) layerFiles(ctx context.Context, sp pod.Spec, max int) ([]string, error) {
 	if len(sp.Layers) > max {
 		return d.mergedLayers(ctx, sp)
 	}
-	disks := make([]pod.Layer, len(sp.Layers))
+	paths := make([]string, len(sp.Layers))
 	for i, diff := range sp.Layers {
-		path, err := d.layers.Path(diff)
-		if err != nil {
+		var err error
+		if paths[i], err = d.layers.Path(diff); err != nil {
 			return nil, err
 		}
-		disks[i] = pod.Layer{ID: "l" + diff.Encoded()[:12], Path: path}
 	}
-	return disks, nil
+	return paths, nil
 }
 
-func (d *daemon) mergedLayers(ctx context.Context, sp pod.Spec) ([]pod.Layer, error) {
+func (d *daemon) mergedLayers(ctx context.Context, sp pod.Spec) ([]string, error) {
 	path, err := d.layers.Flatten(ctx, sp.Layers, func(diff digest.Digest) (io.ReadCloser, error) {
 		img, err := d.images.Resolve(ctx, sp.ImageID)
 		if err != nil {
@@ -299,7 +378,7 @@ func (d *daemon) mergedLayers(ctx context.Context, sp pod.Spec) ([]pod.Layer, er
 	if err != nil {
 		return nil, err
 	}
-	return []pod.Layer{{ID: "m" + identity.ChainID(sp.Layers).Encoded()[:12], Path: path}}, nil
+	return []string{path}, nil
 }
 
 // layersInUse are the layers that containers need, whether or not an image
@@ -365,9 +444,7 @@ func (d *daemon) serve(ctx context.Context) error {
 	base, cut := context.WithCancel(context.WithoutCancel(ctx))
 	defer cut()
 	srv := &http.Server{
-		Handler: dockerapi.New(dockerapi.Config{
-			Containers: d.pods, Images: d.images, Events: d.events, Info: d.info, Log: d.log,
-		}),
+		Handler:           d.handler(),
 		ReadHeaderTimeout: headerTimeout, IdleTimeout: idleTimeout, MaxHeaderBytes: maxHeaderBytes,
 		ErrorLog:    slog.NewLogLogger(d.log.Handler(), slog.LevelDebug),
 		BaseContext: func(net.Listener) context.Context { return base },
@@ -394,6 +471,28 @@ func (d *daemon) serve(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// handler serves Docker's API, Hyper's own, and what there is to measure.
+func (d *daemon) handler() http.Handler {
+	mux := http.NewServeMux()
+	native := rest.Config{Pods: d.pods, Log: d.log}
+	if d.templates != nil {
+		native.Templates = d.templates
+	}
+	mux.Handle(api.Prefix+"/", rest.New(native))
+	mux.Handle("GET /metrics", d.metrics.handler())
+	docker := dockerapi.New(dockerapi.Config{
+		Containers: d.pods, Images: d.images, Events: d.events, Info: d.info, Log: d.log,
+	})
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		// Not by the mux: it would clean paths that name images.
+		if strings.HasPrefix(r.URL.Path, api.Prefix+"/") || r.URL.Path == "/metrics" {
+			mux.ServeHTTP(w, r)
+			return
+		}
+		docker.ServeHTTP(w, r)
+	})
 }
 
 // ready tells whoever started us that the API is served: one byte to the

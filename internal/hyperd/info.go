@@ -2,6 +2,7 @@ package hyperd
 
 import (
 	"bufio"
+	"fmt"
 	"net"
 	"net/netip"
 	"os"
@@ -56,7 +57,14 @@ func (d *daemon) describeVMs(i *dockerapi.Info) {
 		}
 	}
 	add("Hyperstart", d.hyperstartName())
-	add("VM default size", strconv.Itoa(d.cfg.CPUs)+" CPU, "+strconv.Itoa(d.cfg.MemMiB)+" MiB")
+	add("VM size", fmt.Sprintf("%d CPUs, %d MiB; a container without limits sees %d CPUs and can use %d MiB", d.cfg.VMCPUs, d.cfg.VMMemMiB, d.cfg.CPUs, d.cfg.MemMiB))
+	if d.templates == nil {
+		add("Templates", "off")
+	} else {
+		add("Templates", strconv.Itoa(len(d.templates.List())))
+	}
+	ready, wanted := d.pods.Warm()
+	add("Warm VMs", fmt.Sprintf("%d of %d", ready, wanted))
 	if d.netErr != nil {
 		i.Warnings = append(i.Warnings, "WARNING: no network: "+d.netErr.Error())
 	}

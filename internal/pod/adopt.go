@@ -42,7 +42,7 @@ func (s *Set) Adopt(ctx context.Context) error {
 	for _, rec := range vms {
 		g.Go(func() error {
 			if err := s.adoptVM(ctx, rec, execs); err != nil {
-				s.log.Error("adopt pod", "pod", rec.PodID, "err", err)
+				s.log.Error("adopt virtual machine", "vm", rec.ID, "err", err)
 			}
 			return nil
 		})
@@ -51,7 +51,7 @@ func (s *Set) Adopt(ctx context.Context) error {
 		return err
 	}
 	s.settleStale()
-	return s.sweep(ctx, vms)
+	return errors.Join(s.sweep(ctx, vms), s.sweepGroups())
 }
 
 func (s *Set) newContainer(rec record) *container {
@@ -118,7 +118,7 @@ func (s *Set) adopted(ctx context.Context, rec vmRecord) (vmm.VM, error) {
 	if rec.Handle == nil {
 		// hyperd died between starting the VMM and recording it, or before.
 		if sw, ok := s.cfg.Driver.(vmm.Sweeper); ok {
-			return nil, sw.Sweep(ctx, vmID(rec.PodID))
+			return nil, sw.Sweep(ctx, rec.ID)
 		}
 		return nil, nil
 	}
@@ -128,8 +128,8 @@ func (s *Set) adopted(ctx context.Context, rec vmRecord) (vmm.VM, error) {
 	}
 	if sw, ok := s.cfg.Driver.(vmm.Sweeper); err != nil && ctx.Err() == nil && ok {
 		// Nobody could ever control it, and it holds the container's disk.
-		s.log.Error("end a virtual machine that can't be adopted", "pod", rec.PodID, "err", err)
-		return nil, sw.Sweep(ctx, vmID(rec.PodID))
+		s.log.Error("end a virtual machine that can't be adopted", "vm", rec.ID, "err", err)
+		return nil, sw.Sweep(ctx, rec.ID)
 	}
 	return vm, err
 }
@@ -203,7 +203,7 @@ func (s *Set) settleStale() {
 func (s *Set) sweep(ctx context.Context, vms map[string]vmRecord) error {
 	keep := map[string]bool{}
 	for _, rec := range vms {
-		keep[s.cfg.Layout.Pod(rec.PodID)] = true
+		keep[s.cfg.Layout.Pod(rec.ID)] = true
 	}
 	s.mu.Lock()
 	for id := range s.containers {
@@ -229,4 +229,17 @@ func (s *Set) sweep(ctx context.Context, vms map[string]vmRecord) error {
 		}
 	}
 	return nil
+}
+
+// sweepGroups removes the cgroups of VMs that are gone.
+func (s *Set) sweepGroups() error {
+	vms, err := store.Load[vmRecord](s.cfg.Runtime, bucketVMs)
+	if err != nil {
+		return err
+	}
+	keep := map[string]bool{}
+	for id := range vms {
+		keep[id] = true
+	}
+	return s.cfg.Groups.Sweep(keep)
 }

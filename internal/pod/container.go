@@ -14,7 +14,7 @@ import (
 // Buckets of the stores.
 const (
 	bucketContainers = "containers" // record by container ID; in both stores
-	bucketVMs        = "vms"        // vmRecord by pod ID; runtime
+	bucketVMs        = "vms"        // vmRecord by VM ID; runtime
 	bucketExecs      = "execs"      // execRecord by exec ID; runtime
 )
 

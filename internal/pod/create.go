@@ -124,8 +124,8 @@ func (s *Set) check(sp Spec) error {
 		return invalid("Minimum memoryswap limit should be larger than memory limit, see usage")
 	case r.MemoryReservationBytes > 0 && r.MemoryBytes > 0 && r.MemoryBytes < r.MemoryReservationBytes:
 		return invalid("Minimum memory limit can not be less than memory reservation limit, see usage")
-	case r.NanoCPUs < 0 || r.NanoCPUs > int64(s.cfg.HostCPUs)*1e9:
-		return invalid("range of CPUs is from 0.01 to %d.00, as there are only %d CPUs available", s.cfg.HostCPUs, s.cfg.HostCPUs)
+	case r.NanoCPUs < 0 || r.NanoCPUs > int64(s.maxCPUs())*1e9:
+		return invalid("range of CPUs is from 0.01 to %d.00, as there are only %d CPUs available", s.maxCPUs(), s.maxCPUs())
 	case r.NanoCPUs > 0 && (r.CPUQuotaUs > 0 || r.CPUPeriodUs > 0):
 		return invalid("Conflicting options: Nano CPUs and CPU quota or period cannot both be set")
 	case sp.DiskBytes != 0 && sp.DiskBytes < minDiskBytes:
@@ -146,6 +146,9 @@ func (s *Set) check(sp Spec) error {
 	_, err := ociSpec(sp, "", nil)
 	return err
 }
+
+// maxCPUs is how many a container can have: the usual VM may have more than a small host.
+func (s *Set) maxCPUs() int { return max(s.cfg.HostCPUs, s.cfg.VM.CPUs) }
 
 // Rename gives the container another name.
 func (s *Set) Rename(_ context.Context, ref, name string) error {

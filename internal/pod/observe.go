@@ -106,8 +106,8 @@ func (s *Set) Update(ctx context.Context, ref string, res Resources) error {
 	if r, err := c.running(); err == nil {
 		ctx, cancel := context.WithTimeout(ctx, answerTimeout)
 		defer cancel()
-		if have := r.vm.rec.Info; s.memMiB(sp.Resources) > have.MemMiB || s.cpus(sp.Resources) > have.CPUs {
-			return fmt.Errorf("update container %s: its running VM has %d MiB and %d CPU; stop it to give it more: %w", c.name(), have.MemMiB, have.CPUs, conflict)
+		if why := r.vm.rec.Info.fits(s.podMemory(sp.Resources), s.podCPUs(sp.Resources)); why != "" {
+			return fmt.Errorf("update container %s: %s; stop it to give it more: %w", c.name(), why, conflict)
 		}
 		if err := r.update(ctx, sp.Resources); err != nil {
 			return err
@@ -132,10 +132,15 @@ func (r *run) update(ctx context.Context, res Resources) error {
 	if err != nil {
 		return err
 	}
+	s := r.c.set
+	pod := &wire.ConfigureRequest{MemoryMaxBytes: uint64(s.podMemory(res)), Cpus: uint32(s.podCPUs(res))}
+	if _, err := g.Configure(ctx, pod); err != nil {
+		return fmt.Errorf("update limits of the pod: %w", err)
+	}
 	if _, err := g.Update(ctx, &wire.UpdateRequest{ContainerId: r.c.id, Resources: data}); err != nil {
 		return fmt.Errorf("update limits: %w", err)
 	}
-	return nil
+	return s.cfg.Groups.Update(r.vm.rec.ID, hostLimits(s.podMemory(res), quota(res)))
 }
 
 // merge lets what is set in over replace what is in base.

@@ -163,9 +163,12 @@ type VMInfo struct {
 	Machine    string        `json:"machine"`
 	Kernel     string        `json:"kernel"`     // path
 	KernelName string        `json:"kernelName"` // "hyperkernel 6.12.117" …
-	CPUs       int           `json:"cpus"`
-	MemMiB     int           `json:"memMiB"`
-	BootTime   time.Duration `json:"bootTime"` // exec of the VMM to hyperstart answering
+	CPUs       int           `json:"cpus"`       // of the VM; its containers may have fewer
+	MemMiB     int           `json:"memMiB"`     // likewise
+	BootTime   time.Duration `json:"bootTime"`   // exec of the VMM to hyperstart answering
+	Road       Road          `json:"road"`       // how it came to be
+	Template   string        `json:"template,omitempty"`
+	Cold       string        `json:"coldBoot,omitempty"` // why it had to boot
 }
 
 // CreateOptions name a new container.
@@ -256,6 +259,7 @@ type Containers interface {
 	Attach(ctx context.Context, ref string, o AttachOptions) error
 	Get(ref string) (Container, error)
 	List(f Filter) []Container
+	Trace(ref string) (Trace, error)
 	Stats(ctx context.Context, ref string) (*wire.StatsResponse, error)
 	Processes(ctx context.Context, ref string) ([]*wire.Process, error)
 

@@ -17,16 +17,12 @@ import (
 
 	"github.com/hyper-run/hyper/internal/event"
 	"github.com/hyper-run/hyper/internal/guest"
+	"github.com/hyper-run/hyper/internal/host"
 	"github.com/hyper-run/hyper/internal/network"
 	"github.com/hyper-run/hyper/internal/store"
+	"github.com/hyper-run/hyper/internal/template"
 	"github.com/hyper-run/hyper/internal/vmm"
 )
-
-// A Layer is one read-only layer of an image as a disk.
-type Layer struct {
-	ID   string // a disk ID (see vmm.Disk), the same for the same layer
-	Path string
-}
 
 // BootFiles are what a VM boots from.
 type BootFiles struct {
@@ -47,22 +43,33 @@ type Config struct {
 	Events     *event.Bus
 	Log        *slog.Logger
 
-	// Layers finds the container's image layers as disks, lowest first, and
+	Templates *template.Store // nil: every VM boots
+	Groups    *host.Groups    // nil: the host bounds nothing
+	Memory    *host.Memory    // nil: the host has always enough
+	Meter     Meter           // nil: nobody counts
+
+	// Layers finds the container's image layers as files, lowest first, and
 	// merges them into one when there are more than max.
-	Layers func(ctx context.Context, sp Spec, max int) ([]Layer, error)
+	Layers func(ctx context.Context, sp Spec, max int) ([]string, error)
 	// CreateDisk makes a writable disk at path, bytes large.
 	CreateDisk func(path string, bytes int64) error
 	// Boot chooses kernel and initrd; kernel "" means the default one.
 	Boot func(kernel string) (BootFiles, error)
-	// DialGuest is guest.Dial.
+	// DialGuest is guest.Dial, OpenGuest is guest.Open.
 	DialGuest func(ctx context.Context, conn net.Conn) (*guest.Client, error)
+	OpenGuest func(conn net.Conn, o guest.Options) (*guest.Client, error)
 
 	Accel        vmm.Accel
-	MemMiB       int // of a VM whose container has no limit
-	CPUs         int // of a VM whose container has no limit
+	VM           Size // of the usual VM, which larger containers get a multiple of
+	MemMiB       int  // for a container without a limit
+	CPUs         int  // that containers see, unless they are promised more
 	HostCPUs     int
+	Warm         int           // clones of each shape to keep ready
 	StartTimeout time.Duration // for a guest to answer after the VM started
 }
+
+// A Size is that of a VM.
+type Size struct{ CPUs, MemMiB int }
 
 // A Set is all pods and containers of one hyperd. Its methods may be called
 // concurrently.
@@ -77,8 +84,10 @@ type Set struct {
 	containers map[string]*container // by ID
 	names      map[string]string     // name → ID
 	execs      map[string]*exec      // by ID
+	traces     []*trace              // of the latest starts
 	closing    bool
 
+	warm       *warmPool
 	background sync.WaitGroup
 }
 
@@ -86,10 +95,12 @@ var _ Containers = (*Set)(nil)
 
 // New returns the Set of what the stores say there is. Call Adopt before use.
 func New(cfg Config) *Set {
-	return &Set{
+	s := &Set{
 		cfg: cfg, log: cfg.Log,
 		containers: map[string]*container{}, names: map[string]string{}, execs: map[string]*exec{},
 	}
+	s.warm = newWarmPool(s, cfg.Warm)
+	return s
 }
 
 // Close lets go of everything without stopping it: pods run on, and are found
@@ -99,6 +110,7 @@ func (s *Set) Close() {
 	s.closing = true
 	all := s.allLocked()
 	s.mu.Unlock()
+	s.warm.close()
 	for _, c := range all {
 		c.release()
 	}

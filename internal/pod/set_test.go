@@ -23,6 +23,7 @@ import (
 	"github.com/hyper-run/hyper/internal/logs"
 	"github.com/hyper-run/hyper/internal/network/networktest"
 	"github.com/hyper-run/hyper/internal/store"
+	"github.com/hyper-run/hyper/internal/template"
 	"github.com/hyper-run/hyper/internal/vmm"
 	"github.com/hyper-run/hyper/internal/vmm/vmmtest"
 )
@@ -36,6 +37,9 @@ type bench struct {
 	kernel string
 	stores []*store.Store
 	set    *Set
+
+	alter     func(*Config)   // what a test wants otherwise; may be nil
+	templates *template.Store // nil: none
 }
 
 // newBench starts a first hyperd on fakes: VMs are goroutines, containers are
@@ -77,10 +81,10 @@ func (b *bench) up() {
 		b.t.Fatal(err)
 	}
 	b.stores = []*store.Store{durable, runtime}
-	b.set = New(Config{
+	cfg := Config{
 		Layout: b.layout, Store: durable, Runtime: runtime, Driver: b.driver, Network: b.net, Events: new(event.Bus),
 		Log:        slog.New(slog.NewTextHandler(b.t.Output(), nil)),
-		Layers:     func(context.Context, Spec, int) ([]Layer, error) { return nil, nil },
+		Layers:     func(context.Context, Spec, int) ([]string, error) { return nil, nil },
 		CreateDisk: func(path string, _ int64) error { return os.WriteFile(path, nil, 0o600) },
 		Boot: func(kernel string) (BootFiles, error) {
 			if kernel != "" {
@@ -88,8 +92,13 @@ func (b *bench) up() {
 			}
 			return BootFiles{Name: "fake 1", Kernel: b.kernel, Initrd: b.kernel}, nil
 		},
-		DialGuest: guest.Dial, MemMiB: 128, CPUs: 1, HostCPUs: 2, StartTimeout: 10 * time.Second,
-	})
+		DialGuest: guest.Dial, OpenGuest: guest.Open, VM: Size{CPUs: 4, MemMiB: 1024}, MemMiB: 128, CPUs: 1, HostCPUs: 2, StartTimeout: 10 * time.Second,
+	}
+	if b.alter != nil {
+		b.alter(&cfg)
+	}
+	b.templates = cfg.Templates
+	b.set = New(cfg)
 	if err := b.set.Adopt(b.t.Context()); err != nil {
 		b.t.Fatal(err)
 	}
@@ -98,6 +107,9 @@ func (b *bench) up() {
 // down lets go of everything, as the end of hyperd does.
 func (b *bench) down() {
 	b.set.Close()
+	if b.templates != nil {
+		b.templates.Close()
+	}
 	for _, s := range b.stores {
 		s.Close()
 	}
@@ -110,6 +122,7 @@ func (b *bench) end() {
 			b.t.Errorf("remove %s: %v", c.Name, err)
 		}
 	}
+	b.set.warm.close()
 	b.set.background.Wait()
 	for _, dir := range []string{b.layout.Pods(), b.layout.Containers()} {
 		if left, _ := os.ReadDir(dir); len(left) > 0 {
@@ -128,7 +141,9 @@ func (b *bench) end() {
 
 func (b *bench) create(sp Spec) string {
 	b.t.Helper()
-	sp.Network = "default"
+	if sp.Network == "" {
+		sp.Network = "default"
+	}
 	sp.Env = append(sp.Env, "PATH="+os.Getenv("PATH"))
 	id, _, err := b.set.Create(b.t.Context(), CreateOptions{Spec: sp})
 	if err != nil {

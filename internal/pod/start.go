@@ -2,38 +2,29 @@ package pod
 
 import (
 	"context"
-	"crypto/rand"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"net/netip"
-	"os"
-	"strings"
 	"time"
 
 	"github.com/containerd/errdefs"
-	specs "github.com/opencontainers/runtime-spec/specs-go"
-	"golang.org/x/sync/errgroup"
 
-	"github.com/hyper-run/hyper/internal/guest"
-	"github.com/hyper-run/hyper/internal/guest/wire"
 	"github.com/hyper-run/hyper/internal/logs"
-	"github.com/hyper-run/hyper/internal/network"
-	"github.com/hyper-run/hyper/internal/vmm"
+	"github.com/hyper-run/hyper/internal/template"
 )
 
 // Start runs a container that does not run. The road:
 //
-//	1 prepare   image layers as disks, kernel and initrd, address  (undone by reclaim)
-//	2 boot      VMM process                                        (undone by reclaim)
-//	3 contact   hyperstart answers, is told who it is
-//	4 mount     the container's root file system in the guest
-//	5 run       its process; from here on finish ends the run
+//	1 plan      image layers, kernel, what VM that wants
+//	2 machine   a warm one; or address, cgroup, and a clone of a
+//	            template; or the same booted                       (undone by reclaim)
+//	3 run       hyperstart is told who it is, mounts the root, starts the process, in
+//	            one call; from here on finish ends the run
 //
-// Before 1 the VM's record is put, and again after each step that leaves
+// Before 2 the VM's record is put, and again after each step that leaves
 // something on the host; reclaim takes a record and gives all of it back.
 // Error kinds: NotModified when it runs already.
 func (s *Set) Start(ctx context.Context, ref string) error {
+	begin := time.Now()
 	c, err := s.find(ref)
 	if err != nil {
 		return err
@@ -49,9 +40,11 @@ func (s *Set) Start(ctx context.Context, ref string) error {
 	if c.isRemoved() {
 		return notFound("No such container: " + ref)
 	}
+	s.warm.startBegins()
+	defer s.warm.startEnds()
 	// What has begun is finished or undone as a whole, also when the client goes away.
 	ctx = context.WithoutCancel(ctx)
-	if err := s.start(ctx, c); err != nil {
+	if err := s.start(ctx, c, s.newTrace(c.id, begin)); err != nil {
 		return c.startFailed(ctx, err)
 	}
 	s.publish(c, "start")
@@ -64,277 +57,57 @@ func (c *container) isRemoved() bool {
 	return c.removed || c.rec.Status == StatusRemoving
 }
 
-func (s *Set) start(ctx context.Context, c *container) (err error) {
+func (s *Set) start(ctx context.Context, c *container, tr *trace) error {
 	if c.reclaimed != nil {
 		<-c.reclaimed
 	}
-	sp := c.spec()
-	rec := vmRecord{PodID: c.rec.PodID, Containers: map[string]runRecord{}}
-	if err := s.cfg.Runtime.Put(bucketVMs, rec.PodID, rec); err != nil {
-		return err
-	}
-	m := newMachine(s, rec, nil)
-	defer func() {
-		if err != nil {
-			c.reclaimed = m.destroy(ctx)
-		}
-	}()
-	cfg, err := s.prepare(ctx, c, m)
+	tr.stage("wait")
+	p, err := s.plan(ctx, c)
 	if err != nil {
 		return err
 	}
-	if err := m.boot(ctx, cfg); err != nil {
+	tr.stage("plan")
+	err = s.startIn(ctx, c, p, tr)
+	var spoiled *spoiledError
+	if !errors.As(err, &spoiled) {
 		return err
 	}
-	g, err := m.firstContact(ctx)
+	// A template that does not make good clones costs this start some time, no more.
+	s.log.Warn("boot instead of a clone", "container", c.id, "template", spoiled.t.ID, "err", spoiled.err)
+	s.cfg.Templates.Spoiled(spoiled.t, spoiled.err)
+	p.cold = "its template did not work: " + spoiled.err.Error()
+	if c.reclaimed != nil {
+		<-c.reclaimed
+	}
+	return s.startIn(ctx, c, p, tr)
+}
+
+// A spoiledError says that a clone did not come up, which a VM that boots may.
+type spoiledError struct {
+	t   *template.Template
+	err error
+}
+
+func (e *spoiledError) Error() string { return e.err.Error() }
+func (e *spoiledError) Unwrap() error { return e.err }
+
+// startIn starts the container in a VM as planned.
+func (s *Set) startIn(ctx context.Context, c *container, p *plan, tr *trace) error {
+	m, err := s.machineFor(ctx, c, p, tr)
 	if err != nil {
 		return err
 	}
-	gctx, cancel := context.WithTimeout(ctx, s.cfg.StartTimeout)
-	defer cancel()
-	if err := m.configure(gctx, g, c); err != nil {
-		return err
+	m.trace = tr
+	err = m.run(ctx, c, p, tr)
+	if err == nil {
+		err = c.enter(m, true)
 	}
-	m.rec.Info.BootTime = time.Since(m.bootedAt)
-	if err := m.mountRoot(gctx, g, c, cfg.Disks); err != nil {
-		return err
-	}
-	started, err := g.StartProcess(gctx, &wire.StartProcessRequest{
-		ContainerId: c.id, User: sp.User, AdditionalGroups: sp.Groups, Stdin: sp.Stdin, Init: sp.Init,
-	})
-	if err != nil {
-		return startError(sp.Args[0], err)
-	}
-	m.rec.Containers[c.id] = runRecord{PID: started.Pid, StartedAt: time.Now(), Stdin: sp.Stdin}
-	if err := m.save(); err != nil {
-		return err
-	}
-	return c.enter(m, true)
-}
-
-// prepare gathers all that the VM needs. What is independent runs side by side.
-func (s *Set) prepare(ctx context.Context, c *container, m *machine) (vmm.Config, error) {
-	sp := c.spec()
-	dir := s.cfg.Layout.Pod(m.rec.PodID)
-	cfg := vmm.Config{
-		ID: vmID(m.rec.PodID), Dir: dir, Accel: s.cfg.Accel,
-		CPUs: s.cpus(sp.Resources), MemMiB: s.memMiB(sp.Resources),
-		Cmdline: "hyper.log=warn",
-	}
-	var layers []Layer
-	var boot BootFiles
-	var g errgroup.Group
-	g.Go(func() (err error) {
-		layers, err = s.cfg.Layers(ctx, sp, maxLayerDisks)
-		return err
-	})
-	g.Go(func() (err error) {
-		boot, err = s.cfg.Boot(sp.Kernel)
-		return err
-	})
-	g.Go(func() error { return m.attach(ctx, sp.Network, &cfg) })
-	g.Go(func() error { return os.MkdirAll(dir, 0o700) })
-	if err := g.Wait(); err != nil {
-		closeNICs(cfg)
-		return cfg, err
-	}
-	cfg.Kernel, cfg.Initrd = boot.Kernel, boot.Initrd
-	if boot.Stock {
-		cfg.Machine = vmm.MachineQ35
-	}
-	for _, l := range layers {
-		cfg.Disks = append(cfg.Disks, vmm.Disk{ID: l.ID, Path: l.Path, ReadOnly: true})
-	}
-	cfg.Disks = append(cfg.Disks, vmm.Disk{ID: upperID(c.id), Path: s.cfg.Layout.ContainerDisk(c.id)})
-	m.rec.Info = VMInfo{Kernel: boot.Kernel, KernelName: boot.Name, CPUs: cfg.CPUs, MemMiB: cfg.MemMiB}
-	return cfg, nil
-}
-
-// vmID names a pod's VM on the host.
-func vmID(podID string) string { return podID[:12] }
-
-// maxLayerDisks is how many disks an image may take; more layers are merged.
-const maxLayerDisks = 16
-
-// upperID is the disk ID of a container's writable disk.
-func upperID(id string) string { return "w" + id[:12] }
-
-func closeNICs(cfg vmm.Config) {
-	for _, n := range cfg.NICs {
-		n.Tap.Close()
-	}
-}
-
-// guestOverhead is what kernel and hyperstart need beside a container's limit, MiB.
-const guestOverhead = 96
-
-func (s *Set) memMiB(r Resources) int {
-	if r.MemoryBytes == 0 {
-		return s.cfg.MemMiB
-	}
-	return int((r.MemoryBytes+1<<20-1)>>20) + guestOverhead
-}
-
-func (s *Set) cpus(r Resources) int {
-	if r.NanoCPUs == 0 {
-		return s.cfg.CPUs
-	}
-	return int((r.NanoCPUs + 1e9 - 1) / 1e9)
-}
-
-func (m *machine) attach(ctx context.Context, name string, cfg *vmm.Config) error {
-	if name == "none" {
+	if err == nil {
+		tr.end(m.rec.Info.Road)
 		return nil
 	}
-	n := m.set.cfg.Network
-	if n == nil {
-		return fmt.Errorf("no network: %w (use --network none)", m.set.cfg.NetworkErr)
-	}
-	a, err := n.Attach(ctx, m.rec.PodID)
-	if err != nil {
-		return fmt.Errorf("attach to network %s: %w", name, err)
-	}
-	m.rec.Attachment = &a
-	if err := m.save(); err != nil {
-		return err
-	}
-	tap, err := n.Open(ctx, a)
-	if err != nil {
-		return fmt.Errorf("open %s: %w", a.Device, err)
-	}
-	cfg.NICs = []vmm.NIC{{Tap: tap, MAC: a.MAC, MTU: a.MTU}}
-	return nil
-}
-
-// boot starts the VM and records it.
-func (m *machine) boot(ctx context.Context, cfg vmm.Config) error {
-	defer closeNICs(cfg)
-	m.bootedAt = time.Now()
-	vm, err := m.set.cfg.Driver.Start(ctx, cfg)
-	if err != nil {
-		return err // it says which VM
-	}
-	m.vm = vm
-	h := vm.Handle()
-	m.rec.Handle = &h
-	m.rec.Info.HostPID, m.rec.Info.Accel, m.rec.Info.Machine = h.PID, string(h.Accel), string(h.Machine)
-	return m.save()
-}
-
-// configure tells the guest who it is.
-func (m *machine) configure(ctx context.Context, g *guest.Client, c *container) error {
-	entropy := make([]byte, 64)
-	rand.Read(entropy)
-	req := &wire.ConfigureRequest{
-		Hostname: c.hostname(), Domainname: c.spec().Domainname,
-		WallClockNanos: time.Now().UnixNano(), Entropy: entropy,
-		ShmBytes: uint64(max(c.spec().ShmBytes, 0)),
-	}
-	if a := m.rec.Attachment; a != nil {
-		nic := &wire.Interface{Mac: a.MAC.String(), Name: "eth0", Mtu: uint32(a.MTU)}
-		for _, p := range a.Addrs {
-			nic.Addresses = append(nic.Addresses, p.String())
-		}
-		req.Interfaces = []*wire.Interface{nic}
-		for _, gw := range a.Gateway {
-			req.Routes = append(req.Routes, &wire.Route{Gateway: gw.String(), Interface: "eth0"})
-		}
-	}
-	if _, err := g.Configure(ctx, req); err != nil {
-		return fmt.Errorf("configure guest: %w", err)
-	}
-	return nil
-}
-
-func (c *container) hostname() string {
-	if c.spec().Hostname != "" {
-		return c.spec().Hostname
-	}
-	return c.id[:12]
-}
-
-// mountRoot has the guest mount the container's root from the VM's disks:
-// the last is the writable one, the others are layers.
-func (m *machine) mountRoot(ctx context.Context, g *guest.Client, c *container, disks []vmm.Disk) error {
-	var size *specs.Box
-	if cs := c.spec().ConsoleSize; cs[0] > 0 && cs[1] > 0 {
-		size = &specs.Box{Height: cs[0], Width: cs[1]}
-	}
-	spec, err := ociSpec(c.spec(), c.hostname(), size)
-	if err != nil {
-		return err
-	}
-	data, err := json.Marshal(spec)
-	if err != nil {
-		return err
-	}
-	req := &wire.CreateContainerRequest{
-		Id: c.id, Spec: data, Files: c.files(m.rec.Attachment),
-		Rootfs: &wire.RootFS{ReadOnly: c.spec().ReadOnly, Upper: disks[len(disks)-1].ID},
-	}
-	for _, d := range disks[:len(disks)-1] {
-		req.Rootfs.Layers = append(req.Rootfs.Layers, d.ID)
-	}
-	_, err = g.CreateContainer(ctx, req)
+	c.reclaimed = m.destroy(ctx)
 	return err
-}
-
-// files are what Docker puts into every container beside its image.
-func (c *container) files(a *network.Attachment) []*wire.File {
-	sp := c.spec()
-	name := c.hostname()
-	full := name
-	if sp.Domainname != "" {
-		full = name + "." + sp.Domainname + " " + name
-	}
-	var hosts strings.Builder
-	hosts.WriteString("127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\nfe00::\tip6-localnet\nff00::\tip6-mcastprefix\nff02::1\tip6-allnodes\nff02::2\tip6-allrouters\n")
-	servers := sp.DNS
-	own := "127.0.0.1"
-	if a != nil {
-		for _, p := range a.Addrs {
-			if p.Addr().Is4() {
-				own = p.Addr().String()
-			}
-		}
-		if len(servers) == 0 {
-			for _, d := range a.DNS {
-				servers = append(servers, d.String())
-			}
-		}
-	}
-	for _, h := range sp.ExtraHosts {
-		host, addr, _ := strings.Cut(h, ":")
-		if addr == "host-gateway" {
-			addr = gateway(a)
-		}
-		fmt.Fprintf(&hosts, "%s\t%s\n", addr, host)
-	}
-	fmt.Fprintf(&hosts, "%s\t%s\n", own, full)
-	var resolv strings.Builder
-	for _, d := range servers {
-		fmt.Fprintf(&resolv, "nameserver %s\n", d)
-	}
-	if len(sp.DNSSearch) > 0 {
-		fmt.Fprintf(&resolv, "search %s\n", strings.Join(sp.DNSSearch, " "))
-	}
-	if len(sp.DNSOptions) > 0 {
-		fmt.Fprintf(&resolv, "options %s\n", strings.Join(sp.DNSOptions, " "))
-	}
-	return []*wire.File{
-		{Path: "/etc/hostname", Content: []byte(name + "\n"), Mode: 0o644},
-		{Path: "/etc/hosts", Content: []byte(hosts.String()), Mode: 0o644},
-		{Path: "/etc/resolv.conf", Content: []byte(resolv.String()), Mode: 0o644},
-	}
-}
-
-// CheckExtraHost says whether h is name:address, as --add-host takes it.
-func CheckExtraHost(h string) error {
-	name, addr, ok := strings.Cut(h, ":")
-	if _, err := netip.ParseAddr(strings.Trim(addr, "[]")); !ok || name == "" || (err != nil && addr != "host-gateway") {
-		return textError{fmt.Sprintf("bad format for add-host: %q", h), errdefs.ErrInvalidArgument}
-	}
-	return nil
 }
 
 // enter makes the container running in m. fresh is false when it has been
@@ -400,13 +173,6 @@ func (c *container) startFailed(ctx context.Context, err error) error {
 		return errors.Join(err, c.removeLocked(ctx))
 	}
 	return errors.Join(err, c.save())
-}
-
-func gateway(a *network.Attachment) string {
-	if a == nil || len(a.Gateway) == 0 {
-		return "127.0.0.1"
-	}
-	return a.Gateway[0].String()
 }
 
 // An execError says that the program itself could not be run. Code is what a

@@ -121,6 +121,7 @@ func (r *run) pumpOnce(s logs.Stream, q *queue, next *uint64) error {
 		buf := q.buffer()
 		n, err := out.Read(buf)
 		if n > 0 {
+			r.vm.trace.output()
 			*next += uint64(n)
 			f.mu.Lock()
 			safe, lerr := r.log.Write(s, buf[:n])

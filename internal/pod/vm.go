@@ -10,6 +10,7 @@ import (
 
 	"github.com/hyper-run/hyper/internal/guest"
 	"github.com/hyper-run/hyper/internal/network"
+	"github.com/hyper-run/hyper/internal/template"
 	"github.com/hyper-run/hyper/internal/vmm"
 )
 
@@ -17,7 +18,8 @@ import (
 // store. It is put before the first thing it describes is made, and deleted
 // after the last is gone.
 type vmRecord struct {
-	PodID      string
+	ID         string              // of the VM: 12 hex digits
+	PodID      string              // that it is for; "": it is warm, for whoever comes
 	Attachment *network.Attachment // nil: no network, or not attached yet
 	Handle     *vmm.Handle         // nil: not started yet
 	Info       VMInfo
@@ -47,7 +49,9 @@ type machine struct {
 	set      *Set
 	rec      vmRecord // changed only under the container's op lock
 	vm       vmm.VM
-	bootedAt time.Time // when the VMM was started
+	template *template.Template // that it is a clone of; nil: none, or adopted
+	trace    *trace             // of the start; nil: adopted
+	bootedAt time.Time          // when the VMM was started
 
 	ctx    context.Context // ends when this hyperd lets go of the VM
 	cancel context.CancelFunc
@@ -85,7 +89,13 @@ func (m *machine) guest(ctx context.Context) (*guest.Client, error) {
 	if err != nil {
 		return nil, fmt.Errorf("dial guest: %w", err)
 	}
-	c, err := m.set.cfg.DialGuest(ctx, conn)
+	var c *guest.Client
+	if old == nil && m.trace != nil {
+		// Nobody has talked to it yet: the first call goes out before it answers.
+		c, err = m.set.cfg.OpenGuest(conn, guest.Options{Fresh: true})
+	} else {
+		c, err = m.set.cfg.DialGuest(ctx, conn)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("dial guest: %w", err)
 	}
@@ -111,39 +121,6 @@ func (m *machine) closeAtEnd(c *guest.Client) {
 		c.Close()
 	case <-c.Done():
 	}
-}
-
-// firstContact waits for a VM that just started to answer. When it does not,
-// the error tells all there is to see.
-func (m *machine) firstContact(ctx context.Context) (*guest.Client, error) {
-	ctx, cancel := context.WithTimeoutCause(ctx, m.set.cfg.StartTimeout,
-		fmt.Errorf("the guest did not answer within %v", m.set.cfg.StartTimeout))
-	defer cancel()
-	go func() {
-		select {
-		case <-m.vm.Done():
-			cancel()
-		case <-ctx.Done():
-		}
-	}()
-	c, err := m.guest(ctx)
-	if err == nil {
-		return c, nil
-	}
-	se := &vmm.StartError{Err: err}
-	cause := context.Cause(ctx)
-	switch {
-	case cause != nil && !errors.Is(cause, context.Canceled):
-		se.Err = cause
-	case m.dies():
-		exit := m.vm.Exit()
-		se.Err = fmt.Errorf("the virtual machine stopped before the guest answered: %s", describeExit(exit))
-		se.Stderr = exit.Stderr
-	}
-	i := m.rec.Info
-	se.Tried = fmt.Sprintf("%s on %s (%s), %d CPU, %d MiB, kernel %s (%s)", i.Machine, m.set.cfg.Driver.Name(), i.Accel, i.CPUs, i.MemMiB, i.Kernel, i.KernelName)
-	se.Console = m.console()
-	return nil, se
 }
 
 // deathTimeout is how far apart the end of a VMM and that of its connections
@@ -204,7 +181,7 @@ func (m *machine) destroy(ctx context.Context) <-chan struct{} {
 	m.release()
 	if m.vm != nil {
 		if err := m.vm.Kill(ctx); err != nil {
-			m.set.log.Error("end virtual machine", "pod", m.rec.PodID, "err", err)
+			m.set.log.Error("end virtual machine", "vm", m.rec.ID, "err", err)
 		}
 	}
 	done := make(chan struct{})
@@ -227,14 +204,14 @@ func (s *Set) reclaim(ctx context.Context, rec vmRecord, vm vmm.VM) error {
 	if rec.Attachment != nil && s.cfg.Network != nil {
 		errs = append(errs, s.cfg.Network.Detach(ctx, *rec.Attachment))
 	}
-	errs = append(errs, os.RemoveAll(s.cfg.Layout.Pod(rec.PodID)))
+	errs = append(errs, s.cfg.Groups.Remove(rec.ID), os.RemoveAll(s.cfg.Layout.Pod(rec.ID)))
 	if err := errors.Join(errs...); err != nil {
-		return fmt.Errorf("give back what pod %s had: %w", rec.PodID, err)
+		return fmt.Errorf("give back what VM %s had: %w", rec.ID, err)
 	}
-	return s.cfg.Runtime.Delete(bucketVMs, rec.PodID)
+	return s.cfg.Runtime.Delete(bucketVMs, rec.ID)
 }
 
-func (m *machine) save() error { return m.set.cfg.Runtime.Put(bucketVMs, m.rec.PodID, m.rec) }
+func (m *machine) save() error { return m.set.cfg.Runtime.Put(bucketVMs, m.rec.ID, m.rec) }
 
 func networkInfo(a *network.Attachment) *NetworkInfo {
 	if a == nil {

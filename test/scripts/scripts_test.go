@@ -62,7 +62,7 @@ func setup(env *testscript.Env) error {
 	var log bytes.Buffer
 	go func() {
 		done <- hyperd.Run(ctx, hyperd.Config{
-			Version: "test", Layout: layout, MemMiB: 128, CPUs: 1, BootTimeout: 10 * time.Second,
+			Version: "test", Layout: layout, MemMiB: 128, CPUs: 1, VMMemMiB: 1024, VMCPUs: 4, BootTimeout: 10 * time.Second,
 		}, hyperd.Parts{
 			Driver: &vmmtest.Fake{Guest: serveGuest}, Network: networktest.NewFake(), Log: &log,
 			Boot: func(string) (pod.BootFiles, error) {

@@ -1,0 +1,257 @@
+package pod
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/hyper-run/hyper/internal/template"
+)
+
+// A warmPool keeps clones that have answered, with an address but no
+// container, for the shapes that were started lately. It is never needed: who
+// finds it empty makes a clone.
+//
+// One goroutine of Set.background makes one clone at a time, and only while nothing
+// is being started: it would take the CPU from a start that somebody waits for.
+type warmPool struct {
+	set  *Set
+	size int // clones to keep of each shape
+
+	mu       sync.Mutex
+	shelves  []*shelf // the most recently used first
+	starting int      // starts under way
+	filling  bool     // the goroutine runs
+	short    bool     // the host is short of memory: keep none
+	closed   bool
+	timer    *time.Timer
+	ctx      context.Context
+	cancel   context.CancelFunc
+}
+
+// A shelf has the clones of one shape.
+type shelf struct {
+	shape template.Shape
+	boot  BootFiles
+	idle  []*machine
+}
+
+const (
+	maxShelves = 4
+	// warmRest is how long nothing was started before the pool is filled.
+	warmRest = 200 * time.Millisecond
+)
+
+func newWarmPool(s *Set, size int) *warmPool {
+	w := &warmPool{set: s, size: size}
+	w.ctx, w.cancel = context.WithCancel(context.Background())
+	w.timer = time.AfterFunc(time.Hour, w.fill)
+	w.timer.Stop()
+	return w
+}
+
+// startBegins and startEnds tell the pool when to keep still.
+func (w *warmPool) startBegins() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.starting++
+	w.timer.Stop()
+}
+
+func (w *warmPool) startEnds() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.starting--
+	w.armLocked()
+}
+
+func (w *warmPool) armLocked() {
+	if w.starting == 0 && !w.closed && !w.short && w.size > 0 {
+		w.timer.Reset(warmRest)
+	}
+}
+
+// take returns a warm VM for a plan, nil when there is none.
+func (w *warmPool) take(p *plan) *machine {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.size == 0 || p.cold != "" {
+		return nil
+	}
+	sh := w.shelfLocked(p)
+	for len(sh.idle) > 0 {
+		m := sh.idle[0]
+		sh.idle = slices.Delete(sh.idle, 0, 1)
+		select {
+		case <-m.vm.Done():
+			m.destroy(context.Background())
+		default:
+			return m
+		}
+	}
+	return nil
+}
+
+// shelfLocked returns the shelf for a plan's shape, and makes it the first.
+func (w *warmPool) shelfLocked(p *plan) *shelf {
+	i := slices.IndexFunc(w.shelves, func(s *shelf) bool { return s.shape == p.shape })
+	sh := &shelf{shape: p.shape, boot: p.boot}
+	if i >= 0 {
+		sh = w.shelves[i]
+		w.shelves = slices.Delete(w.shelves, i, i+1)
+	}
+	w.shelves = slices.Insert(w.shelves, 0, sh)
+	if len(w.shelves) > maxShelves {
+		last := w.shelves[maxShelves]
+		w.shelves = w.shelves[:maxShelves]
+		w.discard(last.idle)
+	}
+	return sh
+}
+
+// discard ends VMs in the background.
+func (w *warmPool) discard(ms []*machine) {
+	for _, m := range ms {
+		w.set.background.Go(func() { <-m.destroy(context.Background()) })
+	}
+}
+
+// fill is the timer's: it makes what is missing, unless something starts.
+func (w *warmPool) fill() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.filling || w.closed {
+		return
+	}
+	w.filling = true
+	w.set.background.Go(func() {
+		for w.fillOne() {
+		}
+	})
+}
+
+// fillOne makes one clone; false when there is nothing to do, or it must not be done now.
+func (w *warmPool) fillOne() bool {
+	w.mu.Lock()
+	i := slices.IndexFunc(w.shelves, func(s *shelf) bool { return len(s.idle) < w.size })
+	if i < 0 || w.starting > 0 || w.short || w.closed {
+		w.filling = false
+		w.mu.Unlock()
+		return false
+	}
+	sh := w.shelves[i]
+	w.mu.Unlock()
+	m, err := w.set.makeWarm(w.ctx, sh)
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if err != nil {
+		w.filling = false
+		var notReady *template.NotReadyError
+		if !errors.As(err, &notReady) && w.ctx.Err() == nil {
+			w.set.log.Warn("keep a VM warm", "err", err)
+		}
+		return false // until the next start
+	}
+	if w.closed || w.short || !slices.Contains(w.shelves, sh) {
+		w.discard([]*machine{m})
+		return true
+	}
+	sh.idle = append(sh.idle, m)
+	return true
+}
+
+// want has the pool keep clones of a shape that nobody has started yet.
+func (w *warmPool) want(p *plan) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.shelfLocked(p)
+	w.armLocked()
+}
+
+// setShort empties the pool when the host's memory is short, and lets it fill again.
+func (w *warmPool) setShort(short bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.short = short
+	if short {
+		w.emptyLocked()
+	}
+	w.armLocked()
+}
+
+func (w *warmPool) emptyLocked() {
+	for _, sh := range w.shelves {
+		w.discard(sh.idle)
+		sh.idle = nil
+	}
+}
+
+// close ends all warm VMs; no pod is in them.
+func (w *warmPool) close() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.closed = true
+	w.cancel()
+	w.timer.Stop()
+	w.emptyLocked()
+}
+
+// count is how many VMs are warm, and how many there would be.
+func (w *warmPool) count() (warm, wanted int) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, sh := range w.shelves {
+		warm += len(sh.idle)
+	}
+	if w.short {
+		return warm, 0
+	}
+	return warm, len(w.shelves) * w.size
+}
+
+// makeWarm makes a clone with an address and a connection to its guest.
+func (s *Set) makeWarm(ctx context.Context, sh *shelf) (_ *machine, err error) {
+	if _, err := s.cfg.Templates.Find(ctx, sh.shape); err != nil {
+		return nil, err
+	}
+	m, err := s.newVM(ctx, "")
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		var spoiled *spoiledError
+		if errors.As(err, &spoiled) {
+			s.cfg.Templates.Spoiled(spoiled.t, spoiled.err)
+		}
+		if err != nil {
+			m.destroy(ctx)
+		}
+	}()
+	network := "default"
+	if !sh.shape.NIC {
+		network = "none"
+	}
+	p := &plan{boot: sh.boot, shape: sh.shape, memory: vmRoom(sh.shape.MemMiB), cpus: sh.shape.CPUs}
+	if err := m.bringUp(ctx, network, p, s.newTrace("", time.Now())); err != nil {
+		return nil, err
+	}
+	if m.rec.Info.Road != RoadClone {
+		return nil, fmt.Errorf("make a clone: %w", &template.NotReadyError{Why: p.cold})
+	}
+	ctx, cancel := context.WithTimeout(ctx, s.cfg.StartTimeout)
+	defer cancel()
+	defer m.cancelAtEnd(ctx, cancel)()
+	g, err := m.guest(ctx)
+	if err != nil {
+		return nil, err
+	}
+	answered := m.answered(g)
+	if _, err := g.Configure(ctx, m.identity(true)); err != nil {
+		return nil, m.noAnswer(ctx, fmt.Errorf("configure guest: %w", err))
+	}
+	m.rec.Info.BootTime = (<-answered).Sub(m.bootedAt)
+	return m, m.save()
+}
