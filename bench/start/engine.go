@@ -101,7 +101,7 @@ type hyperd struct {
 var hyperds = map[string]*hyperd{
 	"hyper":      {"bsc", []string{"--warm-pool=0"}},
 	"hyper-warm": {"bsw", []string{"--warm-pool=1"}},
-	"hyper-cold": {"bsb", []string{"--templates=off"}},
+	"hyper-cold": {"bsb", []string{"--templates=false"}},
 }
 
 func startHyper(ctx context.Context, c config, name string) (*engine, error) {

@@ -100,6 +100,7 @@ type contender struct {
 	label  string
 	engine string
 	flags  []string // of run
+	road   string   // of a start, as hyper run --trace calls it; "": not ours
 	limit  float64  // see section; 0: nothing was promised
 }
 
@@ -110,9 +111,9 @@ const (
 )
 
 var (
-	clone    = contender{label: "**Hyper, clone**", engine: "hyper"}
-	warm     = contender{label: "**Hyper, warm pool**", engine: "hyper-warm"}
-	cold     = contender{label: "Hyper, cold boot", engine: "hyper-cold"}
+	clone    = contender{label: "**Hyper, clone**", engine: "hyper", road: "clone"}
+	warm     = contender{label: "**Hyper, warm pool**", engine: "hyper-warm", road: "warm"}
+	cold     = contender{label: "Hyper, cold boot", engine: "hyper-cold", road: "boot"}
 	docker   = contender{label: reference, engine: "docker"}
 	docker20 = contender{label: fallback, engine: "docker20"}
 	podman   = contender{label: "podman + crun, bridge", engine: "podman"}
@@ -143,8 +144,8 @@ func (c contender) run(ctx context.Context, e *engine, args ...string) *exec.Cmd
 	return e.command(ctx, all...)
 }
 
-// alternate measures each contender n times, in turns: after warm-up, which is
-// not counted. One that does not work is left out from then on, with the
+// alternate measures each contender n times, in turns, after warm-up. First and
+// last it wants proof that they do what their labels say. One that does not work is left out from then on, with the
 // reason. Errors: ctx's only.
 func (b *bench) alternate(ctx context.Context, n int, who []contender, once func(context.Context, contender, *engine) (float64, error)) ([]result, error) {
 	const warmUp = 2
@@ -152,20 +153,24 @@ func (b *bench) alternate(ctx context.Context, n int, who []contender, once func
 	for _, c := range b.asked(who) {
 		results = append(results, result{contender: c})
 	}
-	for round := range warmUp + n {
+	for round := range warmUp + n + 1 {
 		for i := range results {
 			r := &results[i]
 			if r.missing != "" {
 				continue
 			}
-			value, err := b.once(ctx, r.contender, once)
+			do := once
+			if round == 0 || round == warmUp+n {
+				do = proof
+			}
+			value, err := b.once(ctx, r.contender, do)
 			switch {
 			case ctx.Err() != nil:
 				return nil, ctx.Err()
 			case err != nil:
 				r.missing, r.values = reason(err), nil
 				fmt.Fprintf(b.progress, "%s is not available: %s\n", plain(r.label), r.missing)
-			case round >= warmUp:
+			case round >= warmUp && round < warmUp+n:
 				r.values = append(r.values, value)
 			}
 		}
@@ -202,7 +207,25 @@ func (b *bench) once(ctx context.Context, c contender, once func(context.Context
 	return once(ctx, c, e)
 }
 
-// settled waits until the warm pool is full, which hyperd tells as
+// proof is a start that shows by which road it came.
+func proof(ctx context.Context, c contender, e *engine) (float64, error) {
+	if c.road == "" {
+		return 0, nil
+	}
+	cmd := c.run(ctx, e, "--rm", "--trace", "IMG", "true")
+	var stderr strings.Builder
+	cmd.Stderr = &stderr
+	if err := cmd.Run(); err != nil {
+		return 0, fmt.Errorf("run --trace: %w: %s", err, lastLine(stderr.String()))
+	}
+	if !strings.Contains(stderr.String(), "STAGE ("+c.road+")") {
+		line, _, _ := strings.Cut(stderr.String(), "\n")
+		return 0, fmt.Errorf("the start's road is not %q, its trace begins %q", c.road, line)
+	}
+	return 0, nil
+}
+
+// settled waits until the warm pool is full, which hyper info tells as
 // "Warm pool: READY of WANTED".
 func settled(ctx context.Context, c contender, e *engine) error {
 	if c.engine != warm.engine {
@@ -215,27 +238,27 @@ func settled(ctx context.Context, c contender, e *engine) error {
 		if err != nil {
 			return err
 		}
-		ready, wanted := poolStatus(info)
+		ready, wanted, ok := poolStatus(info)
 		switch {
-		case wanted == 0:
+		case !ok:
 			return errors.New("hyper info tells of no warm pool")
-		case ready == wanted:
+		case ready > 0 && ready == wanted:
 			return nil
 		}
 		select {
 		case <-ctx.Done():
-			return fmt.Errorf("wait for the warm pool to be full: %w", ctx.Err())
+			return fmt.Errorf("wait for the warm pool, %d of %d, to be full: %w", ready, wanted, ctx.Err())
 		case <-time.After(20 * time.Millisecond):
 		}
 	}
 }
 
 // poolStatus reads the warm pool's line of hyper info.
-func poolStatus(info string) (ready, wanted int) {
+func poolStatus(info string) (ready, wanted int, ok bool) {
 	for _, line := range strings.Split(info, "\n") {
 		if n, _ := fmt.Sscanf(strings.TrimSpace(line), "Warm pool: %d of %d", &ready, &wanted); n == 2 {
-			return ready, wanted
+			return ready, wanted, true
 		}
 	}
-	return 0, 0
+	return 0, 0, false
 }

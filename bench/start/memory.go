@@ -26,7 +26,7 @@ func memory(ctx context.Context, b *bench) ([]section, error) {
 	cost := section{title: title + "its processes' PSS", unit: "MB", promise: absolute}
 	grown := section{title: title + "share of what the daemon grew by", unit: "MB"}
 	own := section{title: title + "guest memory that the clone made its own", unit: "MB", promise: absolute}
-	for _, c := range b.asked([]contender{clone.promising(26), cold, docker, docker20, podman, runsc}) {
+	for _, c := range b.asked([]contender{clone.promising(26), docker, docker20, podman, runsc}) {
 		m, err := b.idle(ctx, c)
 		if ctx.Err() != nil {
 			return nil, ctx.Err()
@@ -64,6 +64,9 @@ func (b *bench) idle(ctx context.Context, c contender) (_ costs, err error) {
 		return m, err
 	}
 	if err := settled(ctx, c, e); err != nil {
+		return m, err
+	}
+	if _, err := proof(ctx, c, e); err != nil {
 		return m, err
 	}
 	daemons := append(descendants(e.root), e.root)
