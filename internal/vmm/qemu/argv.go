@@ -20,8 +20,13 @@ type spec struct {
 	CPUs    int
 	MemMiB  int
 	Cmdline string
+	Sandbox bool // this QEMU knows -sandbox
 
-	KernelFD int
+	MemoryFD int  // the file that is the guest's memory; 0: anonymous memory
+	StateFD  int  // what a clone restores; not an argument
+	Clone    bool // restores instead of booting; its memory is a private copy
+
+	KernelFD int // not with Clone
 	InitrdFD int // 0: no initrd
 	QMPFD    int // listening unix socket
 	GuestFD  int // listening unix socket
@@ -31,7 +36,7 @@ type spec struct {
 
 type diskSpec struct {
 	ID       string
-	FD       int
+	FD       int // 0: an empty slot
 	ReadOnly bool
 	Device   bool // a block device, not a file
 }
@@ -68,7 +73,6 @@ func (s spec) argv() []string {
 	args := []string{
 		"-name", processName(s.ID),
 		"-nodefaults", "-no-user-config", "-display", "none",
-		"-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
 		"-action", "reboot=shutdown,shutdown=pause,panic=pause",
 		"-machine", s.machine(),
 		"-accel", s.accel(),
@@ -77,15 +81,23 @@ func (s spec) argv() []string {
 		"-m", strconv.Itoa(s.MemMiB) + "M",
 		"-rtc", "base=utc,clock=host",
 	}
+	if s.Sandbox {
+		args = append(args, "-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny")
+	}
+	if s.MemoryFD != 0 {
+		args = append(args, "-object", s.memory())
+		if !s.Clone {
+			// Else it is saved that the guest was stopped to be saved, and
+			// its clones stay so.
+			args = append(args, "-global", "migration.store-global-state=off")
+		}
+	}
 	if s.Machine == vmm.MachineQ35 {
 		// 0.1 s sooner than SeaBIOS under TCG; it can do all that -kernel needs.
 		args = append(args, "-bios", "qboot.rom")
 	}
-	args = append(args, "-kernel", fdPath(s.KernelFD))
-	if s.InitrdFD != 0 {
-		args = append(args, "-initrd", fdPath(s.InitrdFD))
-	}
-	args = append(args, "-append", s.cmdline(),
+	args = append(args, s.boot()...)
+	args = append(args,
 		"-chardev", fmt.Sprintf("socket,id=qmp,fd=%d,server=on,wait=off", s.QMPFD),
 		"-mon", "chardev=qmp,mode=control",
 		"-chardev", fmt.Sprintf("ringbuf,id=%s,size=%d", consoleDev, consoleSize),
@@ -95,6 +107,27 @@ func (s spec) argv() []string {
 	return append(args, s.devices()...)
 }
 
+// memory: the file is mapped shared to be saved, and private by its clones,
+// which copy the pages that they write. It is never a reservation: a clone
+// uses a small part of it.
+func (s spec) memory() string {
+	return fmt.Sprintf("memory-backend-file,id=mem,size=%dM,mem-path=%s,share=%s,reserve=off",
+		s.MemMiB, fdPath(s.MemoryFD), onOff(!s.Clone))
+}
+
+// boot says where the guest comes from. With defer QEMU waits for
+// migrate-incoming: what is being loaded is set up over QMP.
+func (s spec) boot() []string {
+	if s.Clone {
+		return []string{"-incoming", "defer"}
+	}
+	args := []string{"-kernel", fdPath(s.KernelFD)}
+	if s.InitrdFD != 0 {
+		args = append(args, "-initrd", fdPath(s.InitrdFD))
+	}
+	return append(args, "-append", s.cmdline())
+}
+
 // processName is how ps shows the VM, and how Sweep finds it.
 func processName(id string) string { return "hyper-" + id }
 
@@ -102,6 +135,9 @@ func fdPath(fd int) string { return "/proc/self/fd/" + strconv.Itoa(fd) }
 
 func (s spec) machine() string {
 	common := ",graphics=off,mem-merge=off,dump-guest-core=off"
+	if s.MemoryFD != 0 {
+		common += ",memory-backend=mem"
+	}
 	if s.Machine == vmm.MachineMicroVM {
 		// With ACPI the guest can power off, has 24 transports instead of 8,
 		// and skips 0.1 s of checking the APIC timer against a PIT.
@@ -130,7 +166,9 @@ func (s spec) cpu() string {
 // cmdline is what the guest's kernel is told. What the caller gave comes
 // last, since of an option given twice the last counts.
 func (s spec) cmdline() string {
-	words := []string{"console=ttyS0", "panic=-1", "quiet"}
+	// swiotlb=noforce: no device here needs bounce buffers, for which a guest
+	// of 4 GiB would set 64 MiB aside.
+	words := []string{"console=ttyS0", "panic=-1", "quiet", "swiotlb=noforce"}
 	if s.Machine == vmm.MachineMicroVM {
 		words = append(words, "pci=off") // it has none; do not look for it
 	}
@@ -196,17 +234,47 @@ func (s spec) virtio(kind, options string) string {
 // flush of the guest is an fdatasync of the file (cache.no-flush is off).
 // The image lock stays on, so that two VMs never write one disk. A full disk
 // of the host is an error for the guest; QEMU would stop it for that.
+//
+// One queue, since a clone's may be a CPU of many, and short, since each of
+// its requests takes some of the guest's memory.
 func (s spec) disk(i int, d diskSpec) []string {
-	driver := "file"
-	if d.Device {
-		driver = "host_device"
+	device := s.virtio("virtio-blk", fmt.Sprintf("drive=%s,serial=%s,num-queues=1,queue-size=%d,werror=report,rerror=report",
+		diskNode(d.ID), d.ID, diskQueue))
+	if d.FD == 0 {
+		// The device's own node is a filter that gets a file's node in the
+		// place of the empty one: see Fill.
+		return []string{
+			"-blockdev", fmt.Sprintf("driver=null-co,node-name=%s,size=%d,read-zeroes=on,read-only=%s",
+				emptyNode(d.ID), int64(vmm.SlotBytes), onOff(d.ReadOnly)),
+			"-blockdev", fmt.Sprintf("driver=raw,node-name=%s,file=%s,read-only=%s,discard=unmap",
+				diskNode(d.ID), emptyNode(d.ID), onOff(d.ReadOnly)),
+			"-device", device,
+		}
 	}
 	return []string{
 		"-add-fd", fmt.Sprintf("fd=%d,set=%d", d.FD, i+1),
-		"-blockdev", fmt.Sprintf("driver=%s,node-name=disk%d,filename=/dev/fdset/%d,read-only=%s,discard=unmap,aio=threads",
-			driver, i, i+1, onOff(d.ReadOnly)),
-		"-device", s.virtio("virtio-blk", fmt.Sprintf("drive=disk%d,serial=%s,werror=report,rerror=report", i, d.ID)),
+		"-blockdev", fmt.Sprintf("driver=%s,node-name=%s,filename=%s,read-only=%s,discard=unmap,aio=threads",
+			fileDriver(d.Device), diskNode(d.ID), fdset(i+1), onOff(d.ReadOnly)),
+		"-device", device,
 	}
+}
+
+// diskQueue is how many requests a disk has room for.
+const diskQueue = 64
+
+// Names of block nodes; their common length counts (see qmp.Client.Send).
+func diskNode(id string) string  { return "d-" + id } // the guest's disk
+func emptyNode(id string) string { return "e-" + id } // below that of an empty slot
+func fileNode(id string) string  { return "f-" + id } // below that of one that was filled
+
+// fdset is the name of a set of descriptors.
+func fdset(n int) string { return "/dev/fdset/" + strconv.Itoa(n) }
+
+func fileDriver(device bool) string {
+	if device {
+		return "host_device"
+	}
+	return "file"
 }
 
 func (s spec) nic(i int, n nicSpec) []string {

@@ -19,7 +19,7 @@ var update = flag.Bool("update", false, "write the golden files")
 func TestArgv(t *testing.T) {
 	small := spec{
 		ID: "pod-1", Accel: vmm.AccelTCG, Machine: vmm.MachineMicroVM, TSCKHz: 2300000,
-		CPUs: 1, MemMiB: 128, KernelFD: 3, QMPFD: 4, GuestFD: 5,
+		CPUs: 1, MemMiB: 128, Sandbox: true, KernelFD: 3, QMPFD: 4, GuestFD: 5,
 	}
 	full := small
 	full.CPUs, full.MemMiB, full.InitrdFD, full.Cmdline = 4, 4096, 6, "hyper.log=debug quoted=\"a b\""
@@ -28,9 +28,17 @@ func TestArgv(t *testing.T) {
 	q35 := full
 	q35.Machine, q35.TSCKHz = vmm.MachineQ35, 0
 	kvm := full
-	kvm.Accel = vmm.AccelKVM
+	kvm.Accel, kvm.Sandbox = vmm.AccelKVM, false
 	kvm.NICs = []nicSpec{{TapFD: 9, VhostFD: 10, MAC: net.HardwareAddr{2, 0, 0, 0, 0, 1}}}
-	for name, s := range map[string]spec{"small": small, "full": full, "q35": q35, "kvm": kvm} {
+	template := full
+	template.MemoryFD = 10
+	template.Disks = []diskSpec{{ID: "l0", ReadOnly: true}, {ID: "w0"}}
+	clone := template
+	clone.Clone, clone.KernelFD, clone.InitrdFD = true, 0, 0
+	clone.Disks = []diskSpec{{ID: "l0", FD: 7, ReadOnly: true}, {ID: "w0"}}
+	for name, s := range map[string]spec{
+		"small": small, "full": full, "q35": q35, "kvm": kvm, "template": template, "clone": clone,
+	} {
 		t.Run(name, func(t *testing.T) {
 			got := strings.Join(s.argv(), "\n") + "\n"
 			path := filepath.Join("testdata", name+".argv")

@@ -39,6 +39,11 @@ const driverName = "qemu"
 // binaries are where QEMU is looked for, in this order.
 var binaries = []string{"qemu-system-x86_64", "/usr/libexec/qemu-kvm"}
 
+// lightSuffix makes the name of Debian's other build of QEMU: KVM only, and
+// without PCI's virtio devices, modules and most libraries, it starts in a
+// fifth of the time.
+const lightSuffix = "-microvm"
+
 // oldest version that understands the command line that is made here.
 const oldestMajor, oldestMinor = 7, 2
 
@@ -61,9 +66,25 @@ type Driver struct {
 
 // host is what the probe found.
 type host struct {
-	binary string
+	full   program
+	light  *program // for microvm with KVM; nil: there is none
 	caps   vmm.Capabilities
 	tscKHz uint64 // 0: unknown or not constant
+}
+
+// A program is an installed QEMU.
+type program struct {
+	path    string
+	version string
+	sandbox bool // knows -sandbox
+}
+
+// programFor returns the QEMU to run a machine with.
+func (h *host) programFor(accel vmm.Accel, machine vmm.Machine) program {
+	if h.light != nil && accel == vmm.AccelKVM && machine == vmm.MachineMicroVM {
+		return *h.light
+	}
+	return h.full
 }
 
 var (
@@ -95,12 +116,19 @@ func (d *Driver) probe(ctx context.Context) (*host, error) {
 		return d.host, nil
 	}
 	h := &host{}
-	var err error
-	if h.binary, err = d.findBinary(); err != nil {
+	path, err := d.findBinary()
+	if err != nil {
 		return nil, err
 	}
-	if h.caps.Version, err = version(ctx, h.binary); err != nil {
+	if h.full, err = examine(ctx, path); err != nil {
 		return nil, err
+	}
+	h.caps.Version, h.caps.Clones = h.full.version, true
+	if d.options.Binary == "" {
+		// Of another version, or none: the usual serves.
+		if b, err := examine(ctx, path+lightSuffix); err == nil && b.version == h.full.version {
+			h.light = &b
+		}
 	}
 	switch d.options.Accel {
 	case vmm.AccelKVM, vmm.AccelTCG:
@@ -112,6 +140,9 @@ func (d *Driver) probe(ctx context.Context) (*host, error) {
 			h.caps.Accel = vmm.AccelKVM
 		}
 		h.caps.AccelWhy = why
+	}
+	if h.caps.Identity, err = h.identity(); err != nil {
+		return nil, err
 	}
 	h.tscKHz = tscKHz()
 	d.host = h
@@ -132,21 +163,38 @@ func (d *Driver) findBinary() (string, error) {
 		candidates[0], errdefs.ErrUnavailable)
 }
 
-// version asks QEMU, which says "QEMU emulator version 7.2.22 (Debian 1:…)".
-func version(ctx context.Context, binary string) (string, error) {
+// examine finds out what a QEMU is. One that was built without seccomp
+// refuses the option -sandbox.
+func examine(ctx context.Context, path string) (program, error) {
+	b := program{path: path, sandbox: true}
+	out, err := run(ctx, path, "-sandbox", "off", "--version")
+	var refused *exec.ExitError
+	if errors.As(err, &refused) {
+		b.sandbox = false
+		out, err = run(ctx, path, "--version")
+	}
+	if err == nil {
+		b.version, err = parseVersion(out)
+	}
+	if err != nil {
+		return program{}, fmt.Errorf("ask %s for its version: %w", path, err)
+	}
+	return b, nil
+}
+
+// run returns what a command prints.
+func run(ctx context.Context, path string, args ...string) ([]byte, error) {
 	var stderr bytes.Buffer
-	cmd := exec.CommandContext(ctx, binary, "--version")
+	cmd := exec.CommandContext(ctx, path, args...)
 	cmd.Stderr = &stderr
 	out, err := cmd.Output()
 	if err != nil {
-		return "", fmt.Errorf("ask %s for its version: %w: %s", binary, err, bytes.TrimSpace(stderr.Bytes()))
+		err = fmt.Errorf("%w: %s", err, bytes.TrimSpace(stderr.Bytes()))
 	}
-	v, err := parseVersion(out)
-	if err != nil {
-		return "", fmt.Errorf("%s: %w", binary, err)
-	}
-	return v, nil
+	return out, err
 }
+
+// parseVersion reads "QEMU emulator version 7.2.22 (Debian 1:…)".
 
 func parseVersion(out []byte) (string, error) {
 	_, rest, found := bytes.Cut(out, []byte(" version "))

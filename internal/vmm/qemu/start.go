@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -51,9 +52,11 @@ func (d *Driver) Start(ctx context.Context, cfg vmm.Config) (vmm.VM, error) {
 	if s.Machine, err = machineFor(cfg, s.Accel, s.TSCKHz != 0); err != nil {
 		return nil, err
 	}
+	b := host.programFor(s.Accel, s.Machine)
+	s.Sandbox = b.sandbox
 	ctx, cancel := context.WithTimeoutCause(ctx, startTimeout, fmt.Errorf("QEMU did not answer within %v", startTimeout))
 	defer cancel()
-	v, err := d.launchIn(ctx, host.binary, cfg, s)
+	v, err := d.launchIn(ctx, b.path, cfg, s)
 	if err != nil {
 		return nil, fmt.Errorf("start virtual machine %s: %w", cfg.ID, err)
 	}
@@ -111,7 +114,10 @@ func (d *Driver) launch(ctx context.Context, binary string, cfg vmm.Config, s sp
 	// From here on QEMU alone holds the listeners: when it ends, so does a
 	// connection to them.
 	in.close()
-	v, err := d.greet(ctx, p, cfg, s)
+	var v *vm
+	if err = enter(p.pid, cfg.Procs); err == nil {
+		v, err = d.greet(ctx, p, cfg, s)
+	}
 	if err == nil {
 		return v, nil
 	}
@@ -127,7 +133,18 @@ func (d *Driver) launch(ctx context.Context, binary string, cfg vmm.Config, s sp
 	return nil, &vmm.StartError{Tried: binary + " " + strings.Join(args, " "), Err: err, Stderr: out}
 }
 
-// greet connects to a new QEMU and makes sure that it runs the guest.
+// enter puts a process into cgroups, by their open cgroup.procs.
+func enter(pid int, procs []*os.File) error {
+	for _, f := range procs {
+		if _, err := f.WriteString(strconv.Itoa(pid)); err != nil {
+			return fmt.Errorf("put QEMU into its cgroup: %w", err)
+		}
+	}
+	return nil
+}
+
+// greet connects to a new QEMU and makes sure that it runs the guest, or
+// loads the state of a clone.
 func (d *Driver) greet(ctx context.Context, p *process, cfg vmm.Config, s spec) (*vm, error) {
 	h := vmm.Handle{
 		Driver: driverName, ID: cfg.ID, Dir: cfg.Dir, PID: p.pid, Accel: s.Accel, Machine: s.Machine,
@@ -143,9 +160,16 @@ func (d *Driver) greet(ctx context.Context, p *process, cfg vmm.Config, s spec) 
 	if err != nil {
 		return nil, err
 	}
-	if _, err := v.qmp.QueryStatus(ctx); err != nil {
-		v.qmp.Close()
-		v.events.Wait()
+	v.saveable = cfg.Memory != nil
+	v.slots, v.nextSet = slotsOf(cfg.Disks), firstFillSet
+	if s.Clone {
+		err = v.load(ctx, s.StateFD)
+	} else {
+		// It takes commands when all is set up and the CPUs run.
+		err = v.qmp.Ready(ctx)
+	}
+	if err != nil {
+		v.disconnect()
 		return nil, err
 	}
 	return v, nil
@@ -181,8 +205,7 @@ func (d *Driver) Adopt(ctx context.Context, h vmm.Handle) (vmm.VM, error) {
 			v.run()
 			return v, nil
 		}
-		v.qmp.Close()
-		v.events.Wait()
+		v.disconnect()
 	}
 	defer p.close()
 	if _, serr := startTime(h.PID); serr != nil {
@@ -209,23 +232,25 @@ func (in *inheritance) add(f *os.File) int {
 
 // open opens all that cfg names and notes the numbers in s.
 func (in *inheritance) open(cfg vmm.Config, s *spec) error {
-	f, _, err := openFile(cfg.Kernel, true)
-	if err != nil {
-		return fmt.Errorf("kernel: %w", err)
+	var err error
+	if cfg.Restore != nil {
+		err = in.openSaved(cfg.Restore, s)
+	} else {
+		err = in.openBoot(cfg, s)
 	}
-	s.KernelFD = in.add(f)
-	if cfg.Initrd != "" {
-		if f, _, err = openFile(cfg.Initrd, true); err != nil {
-			return fmt.Errorf("initrd: %w", err)
-		}
-		s.InitrdFD = in.add(f)
+	if err != nil {
+		return err
 	}
 	for _, d := range cfg.Disks {
-		f, mode, err := openFile(d.Path, d.ReadOnly)
-		if err != nil {
-			return fmt.Errorf("disk %s: %w", d.ID, err)
+		disk := diskSpec{ID: d.ID, ReadOnly: d.ReadOnly}
+		if d.Path != "" {
+			f, device, err := openDisk(d)
+			if err != nil {
+				return err
+			}
+			disk.FD, disk.Device = in.add(f), device
 		}
-		s.Disks = append(s.Disks, diskSpec{ID: d.ID, FD: in.add(f), ReadOnly: d.ReadOnly, Device: !mode.IsRegular()})
+		s.Disks = append(s.Disks, disk)
 	}
 	for i, n := range cfg.NICs {
 		f, err := duplicate(n.Tap)
@@ -245,6 +270,52 @@ func (in *inheritance) open(cfg vmm.Config, s *spec) error {
 	}
 	s.GuestFD, err = in.listen(filepath.Join(cfg.Dir, guestSocket))
 	return err
+}
+
+// openBoot opens what a VM boots from, and the file that its memory is to be.
+func (in *inheritance) openBoot(cfg vmm.Config, s *spec) error {
+	f, _, err := openFile(cfg.Kernel, true)
+	if err != nil {
+		return fmt.Errorf("kernel: %w", err)
+	}
+	s.KernelFD = in.add(f)
+	if cfg.Initrd != "" {
+		if f, _, err = openFile(cfg.Initrd, true); err != nil {
+			return fmt.Errorf("initrd: %w", err)
+		}
+		s.InitrdFD = in.add(f)
+	}
+	if cfg.Memory != nil {
+		if f, err = duplicate(cfg.Memory); err != nil {
+			return fmt.Errorf("memory: %w", err)
+		}
+		s.MemoryFD = in.add(f)
+	}
+	return nil
+}
+
+// openSaved opens what a clone is made of. The state has an offset, so each
+// clone opens it anew; QEMU itself does so with the memory.
+func (in *inheritance) openSaved(saved *vmm.Saved, s *spec) error {
+	s.Clone = true
+	f, err := duplicate(saved.Memory)
+	if err != nil {
+		return fmt.Errorf("saved memory: %w", err)
+	}
+	s.MemoryFD = in.add(f)
+	if f, err = reopen(saved.State); err != nil {
+		return fmt.Errorf("saved state: %w", err)
+	}
+	s.StateFD = in.add(f)
+	return nil
+}
+
+func openDisk(d vmm.Disk) (f *os.File, device bool, err error) {
+	f, mode, err := openFile(d.Path, d.ReadOnly)
+	if err != nil {
+		return nil, false, fmt.Errorf("disk %s: %w", d.ID, err)
+	}
+	return f, !mode.IsRegular(), nil
 }
 
 // openFile opens a file or a block device, and never waits as for a pipe.
@@ -282,6 +353,19 @@ func duplicate(f *os.File) (*os.File, error) {
 		return nil, err
 	}
 	return os.NewFile(uintptr(fd), f.Name()), nil
+}
+
+// reopen opens the file behind f again, to be read from its beginning.
+func reopen(f *os.File) (*os.File, error) {
+	raw, err := f.SyscallConn()
+	if err != nil {
+		return nil, err
+	}
+	var again *os.File
+	if cerr := raw.Control(func(fd uintptr) { again, err = os.Open(fdPath(int(fd))) }); cerr != nil {
+		return nil, cerr
+	}
+	return again, err
 }
 
 // listen binds a unix socket for QEMU to accept on.

@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -42,19 +43,34 @@ type vm struct {
 	reading sync.Mutex     // held while the console is read
 	events  sync.WaitGroup // goroutines that look into events
 
+	saveable bool        // its memory is a file
+	resumed  atomic.Bool // QEMU said so, when a clone's state was loaded
+	migrated chan string // how saving ended; room for one
+
+	filling sync.Mutex
+	slots   map[string]bool // of each empty slot: is it read-only; nil: not known
+	nextSet int             // of descriptors, for a file that fills one
+
 	mu     sync.Mutex
+	paused bool // by Pause
 	exit   vmm.Exit
 	killed bool
 	conn   net.Conn // the open stream to the guest, or nil
 }
 
-var _ vmm.Meter = (*vm)(nil)
+var (
+	_ vmm.Meter  = (*vm)(nil)
+	_ vmm.Saver  = (*vm)(nil)
+	_ vmm.Filler = (*vm)(nil)
+)
 
-// connect makes the VM of a process and a handle, and takes over p.
+// connect makes the VM of a process and a handle, and takes over p. It does
+// not wait for QEMU.
 func (d *Driver) connect(ctx context.Context, p *process, h vmm.Handle) (*vm, error) {
 	v := &vm{
 		driver: d, handle: h, process: p,
 		ended: make(chan struct{}), gone: make(chan struct{}), released: make(chan struct{}),
+		migrated: make(chan string, 1),
 	}
 	// The first event can come before Dial has returned, and needs v.qmp.
 	ready := make(chan struct{})
@@ -65,6 +81,12 @@ func (d *Driver) connect(ctx context.Context, p *process, h vmm.Handle) (*vm, er
 	}
 	v.qmp = c
 	return v, nil
+}
+
+// disconnect ends QMP, and what came of its events.
+func (v *vm) disconnect() {
+	v.qmp.Close()
+	v.events.Wait()
 }
 
 // run begins to watch the VM.
@@ -79,8 +101,7 @@ func (v *vm) watchProcess() {
 	if err != nil {
 		return // released
 	}
-	v.qmp.Close()
-	v.events.Wait()
+	v.disconnect()
 	v.mu.Lock()
 	exit := vmm.Exit{Reason: vmm.ExitCrashed}
 	if v.killed {
@@ -109,8 +130,7 @@ func (v *vm) watchQMP() {
 // release lets go of the VM, which runs on.
 func (v *vm) release() {
 	close(v.released)
-	v.qmp.Close()
-	v.events.Wait()
+	v.disconnect()
 	v.mu.Lock()
 	if v.conn != nil {
 		v.conn.Close()
@@ -124,6 +144,7 @@ func (v *vm) event(e qmp.Event, ready <-chan struct{}) {
 	var data struct {
 		Guest  bool   `json:"guest"`
 		Reason string `json:"reason"`
+		Status string `json:"status"` // of a migration
 	}
 	switch e.Name {
 	case "SHUTDOWN":
@@ -133,6 +154,14 @@ func (v *vm) event(e qmp.Event, ready <-chan struct{}) {
 	case "GUEST_PANICKED":
 		data.Reason = "guest-panic"
 	case "STOP": // by us, or because the accelerator cannot go on
+	case "RESUME":
+		v.resumed.Store(true)
+		return
+	case "MIGRATION":
+		_ = json.Unmarshal(e.Data, &data)
+		if !v.migration(data.Status) {
+			return
+		}
 	default:
 		return
 	}
@@ -143,10 +172,15 @@ func (v *vm) event(e qmp.Event, ready <-chan struct{}) {
 		}
 		ctx, cancel := context.WithTimeout(context.Background(), consoleTimeout)
 		defer cancel()
-		if e.Name != "STOP" {
+		switch e.Name {
+		case "STOP":
+			if s, err := v.qmp.QueryStatus(ctx); err == nil && s == qmp.StatusInternalError {
+				v.endBroken()
+			}
+		case "MIGRATION":
+			v.endUnlessPaused(ctx)
+		default:
 			v.endGuest(ctx, data.Reason)
-		} else if s, err := v.qmp.QueryStatus(ctx); err == nil && s == qmp.StatusInternalError {
-			v.endBroken()
 		}
 	})
 }
@@ -163,6 +197,9 @@ func (v *vm) endBroken() {
 
 // settle asks QEMU whether the guest ended while nobody listened, and how.
 func (v *vm) settle(ctx context.Context) error {
+	if err := v.qmp.Ready(ctx); err != nil {
+		return err
+	}
 	status, err := v.qmp.QueryStatus(ctx)
 	switch status {
 	case qmp.StatusInternalError:
@@ -240,6 +277,9 @@ func (v *vm) Dial(ctx context.Context) (net.Conn, error) {
 }
 
 func (v *vm) Pause(ctx context.Context) error {
+	v.mu.Lock()
+	v.paused = true
+	v.mu.Unlock()
 	return v.command("pause", func() error { return v.qmp.Stop(ctx) })
 }
 

@@ -2,7 +2,6 @@ package qmp
 
 import (
 	"context"
-	"fmt"
 	"os"
 )
 
@@ -17,6 +16,28 @@ type (
 	addFDArgs struct {
 		FDSetID int `json:"fdset-id"`
 	}
+	getFDArgs struct {
+		FDName string `json:"fdname"`
+	}
+	capability struct {
+		Capability string `json:"capability"`
+		State      bool   `json:"state"`
+	}
+	migrateSetCapabilitiesArgs struct {
+		Capabilities []capability `json:"capabilities"`
+	}
+	migrateArgs struct {
+		URI string `json:"uri"`
+	}
+	blockdevReopenArgs struct {
+		Options []Node `json:"options"`
+	}
+	blockdevDelArgs struct {
+		NodeName string `json:"node-name"`
+	}
+	queryNodesArgs struct {
+		Flat bool `json:"flat"`
+	}
 )
 
 // Status is the run state of a VM (RunState in qapi/run-state.json).
@@ -25,6 +46,7 @@ type Status string
 // The run states that Hyper tells apart.
 const (
 	StatusRunning       Status = "running"
+	StatusIncoming      Status = "inmigrate" // a state is being loaded, or will be
 	StatusPaused        Status = "paused"
 	StatusShutdown      Status = "shutdown"       // the guest stopped or reset itself
 	StatusGuestPanicked Status = "guest-panicked" // and told so through pvpanic
@@ -56,19 +78,101 @@ func (c *Client) RingbufRead(ctx context.Context, device string, size int) ([]by
 
 // AddFD puts a duplicate of f into a set of descriptors, which QEMU opens
 // under the name /dev/fdset/SET.
-func (c *Client) AddFD(ctx context.Context, f *os.File, set int) error {
-	raw, err := f.SyscallConn()
-	if err != nil {
-		return fmt.Errorf("qmp add-fd: %w", err)
+func (c *Client) AddFD(ctx context.Context, f *os.File, set int) *Call {
+	return c.Send(ctx, "add-fd", addFDArgs{set}, f)
+}
+
+// FDSets returns the numbers of all sets of descriptors.
+func (c *Client) FDSets(ctx context.Context) ([]int, error) {
+	var sets []struct {
+		ID int `json:"fdset-id"`
 	}
-	// Inside Control the descriptor cannot be closed under our hands.
-	if cerr := raw.Control(func(fd uintptr) {
-		_, err = c.execute(ctx, "add-fd", addFDArgs{set}, int(fd))
-	}); cerr != nil {
-		err = cerr
+	err := c.Execute(ctx, "query-fdsets", nil, &sets)
+	var ids []int
+	for _, s := range sets {
+		ids = append(ids, s.ID)
 	}
-	if err != nil {
-		return fmt.Errorf("qmp add-fd: %w", err)
+	return ids, err
+}
+
+// GetFD gives QEMU a duplicate of f under a name.
+func (c *Client) GetFD(ctx context.Context, f *os.File, name string) *Call {
+	return c.Send(ctx, "getfd", getFDArgs{name}, f)
+}
+
+// Capabilities of migration (MigrationCapability in qapi/migration.json).
+const (
+	CapIgnoreShared = "x-ignore-shared" // memory that is a file's is not in the stream
+	CapEvents       = "events"          // MIGRATION events
+)
+
+// SetMigrationCapabilities turns capabilities on.
+func (c *Client) SetMigrationCapabilities(ctx context.Context, names ...string) *Call {
+	var args migrateSetCapabilitiesArgs
+	for _, n := range names {
+		args.Capabilities = append(args.Capabilities, capability{n, true})
 	}
-	return nil
+	return c.Send(ctx, "migrate-set-capabilities", args, nil)
+}
+
+// Migrate begins to write the VM's state to uri. The reply comes before the end.
+func (c *Client) Migrate(ctx context.Context, uri string) *Call {
+	return c.Send(ctx, "migrate", migrateArgs{uri}, nil)
+}
+
+// MigrateIncoming begins to load a state into a QEMU that was started with
+// -incoming defer. The reply comes before the end.
+func (c *Client) MigrateIncoming(ctx context.Context, uri string) *Call {
+	return c.Send(ctx, "migrate-incoming", migrateArgs{uri}, nil)
+}
+
+// MigrationError says why a migration that failed did so, as far as QEMU knows.
+func (c *Client) MigrationError(ctx context.Context) string {
+	var r struct {
+		Desc string `json:"error-desc"`
+	}
+	if err := c.Execute(ctx, "query-migrate", nil, &r); err != nil {
+		return err.Error()
+	}
+	return r.Desc
+}
+
+// A Node describes a block node (BlockdevOptions in qapi/block-core.json):
+// the fields its driver knows.
+type Node struct {
+	Driver   string `json:"driver"`
+	Name     string `json:"node-name"`
+	Filename string `json:"filename,omitempty"` // drivers file and host_device
+	File     string `json:"file,omitempty"`     // the node below
+	ReadOnly bool   `json:"read-only"`
+	Discard  string `json:"discard"`
+}
+
+// BlockdevAdd makes a block node.
+func (c *Client) BlockdevAdd(ctx context.Context, n Node) *Call {
+	return c.Send(ctx, "blockdev-add", n, nil)
+}
+
+// BlockdevReopen changes block nodes, all or none, to what nodes says.
+func (c *Client) BlockdevReopen(ctx context.Context, nodes []Node) *Call {
+	return c.Send(ctx, "blockdev-reopen", blockdevReopenArgs{nodes}, nil)
+}
+
+// BlockdevDel removes a block node that nothing uses.
+func (c *Client) BlockdevDel(ctx context.Context, name string) *Call {
+	return c.Send(ctx, "blockdev-del", blockdevDelArgs{name}, nil)
+}
+
+// NodeInfo is what QEMU tells of a block node.
+type NodeInfo struct {
+	Name     string `json:"node-name"`
+	Driver   string `json:"drv"`
+	ReadOnly bool   `json:"ro"`
+}
+
+// BlockNodes returns all block nodes with names.
+func (c *Client) BlockNodes(ctx context.Context) ([]NodeInfo, error) {
+	var nodes []NodeInfo
+	err := c.Execute(ctx, "query-named-block-nodes", queryNodesArgs{Flat: true}, &nodes)
+	return nodes, err
 }

@@ -19,6 +19,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"os"
 	"sync"
 	"time"
 
@@ -64,10 +65,11 @@ func (v Version) String() string { return fmt.Sprintf("%d.%d.%d", v.Major, v.Min
 // A Client is one connection to a QEMU. Its methods may be called
 // concurrently.
 type Client struct {
-	// Version is what QEMU said in its greeting.
+	// Version is what QEMU said in its greeting; it is known after Ready.
 	Version Version
 
 	conn    *net.UnixConn
+	ready   *Call // the end of the handshake
 	handle  func(Event)
 	ended   chan struct{}
 	writing sync.Mutex // held while a command is sent
@@ -85,45 +87,28 @@ func Dial(ctx context.Context, path string, handle func(Event)) (*Client, error)
 	if err != nil {
 		return nil, fmt.Errorf("dial qmp: %w", err)
 	}
-	return New(ctx, conn.(*net.UnixConn), handle)
+	return New(conn.(*net.UnixConn), handle), nil
 }
 
-// New takes over conn (also on error), reads QEMU's greeting and opens the
-// command mode. ctx bounds this only. handle is called for each event, one
-// at a time and in order; it must not block and must not call the client.
-func New(ctx context.Context, conn *net.UnixConn, handle func(Event)) (*Client, error) {
+// New takes over conn and opens the command mode, without waiting for QEMU:
+// commands can be sent at once, and are executed when QEMU has come up. handle
+// is called for each event, one at a time and in order; it must not block and
+// must not call the client.
+func New(conn *net.UnixConn, handle func(Event)) *Client {
 	c := &Client{
 		conn: conn, handle: handle,
 		ended: make(chan struct{}), pending: make(map[uint64]chan message),
 	}
 	in := bufio.NewScanner(conn)
 	in.Buffer(make([]byte, 0, 4096), maxMessage)
-	// The scanner has no context; closing the connection ends its read.
-	stop := context.AfterFunc(ctx, func() { conn.Close() })
-	err := c.greet(in)
-	if !stop() || err != nil {
-		conn.Close()
-		return nil, fmt.Errorf("greeting of qmp: %w", errors.Join(context.Cause(ctx), err))
-	}
+	c.ready = c.Send(context.Background(), "qmp_capabilities", nil, nil)
 	go c.read(in)
-	if err := c.Execute(ctx, "qmp_capabilities", nil, nil); err != nil {
-		c.Close()
-		return nil, err
-	}
-	return c, nil
+	return c
 }
 
-func (c *Client) greet(in *bufio.Scanner) error {
-	m, err := next(in)
-	if err != nil {
-		return err
-	}
-	if m.kind != kindGreeting {
-		return errors.New("first message is no greeting")
-	}
-	c.Version = m.version
-	return nil
-}
+// Ready waits until QEMU takes commands, which is when its main loop runs; it
+// is called once.
+func (c *Client) Ready(ctx context.Context) error { return c.ready.Wait(ctx, nil) }
 
 // Close ends the connection; QEMU goes on.
 func (c *Client) Close() {
@@ -146,43 +131,90 @@ func (c *Client) Err() error {
 // unless that is nil. The error wraps *Error when QEMU refused. A cancelled
 // ctx ends the waiting, not the command.
 func (c *Client) Execute(ctx context.Context, command string, args, result any) error {
-	reply, err := c.execute(ctx, command, args, -1)
-	if err == nil && result != nil {
-		err = json.Unmarshal(reply, result)
-	}
-	if err != nil {
-		return fmt.Errorf("qmp %s: %w", command, err)
-	}
-	return nil
+	return c.Send(ctx, command, args, nil).Wait(ctx, result)
 }
 
-// execute is Execute with a descriptor that travels with the command
-// (negative: none).
-func (c *Client) execute(ctx context.Context, command string, args any, fd int) (json.RawMessage, error) {
-	id, wait := c.register()
-	defer c.forget(id)
+// A Call is a command that was sent. QEMU executes commands in their order,
+// also those after one that it refused.
+type Call struct {
+	client  *Client
+	command string
+	id      uint64
+	reply   <-chan message
+	err     error // it could not be sent
+}
+
+// Send sends a command, and a duplicate of file with it unless that is nil.
+// It doesn't wait for the reply: commands sent one after the other cost one
+// round trip. QEMU reads them byte by byte, 3 µs each.
+func (c *Client) Send(ctx context.Context, command string, args any, file *os.File) *Call {
+	call := &Call{client: c, command: command}
+	call.id, call.reply = c.register()
 	line, err := json.Marshal(struct {
 		Execute   string `json:"execute"`
 		Arguments any    `json:"arguments,omitempty"`
 		ID        uint64 `json:"id"`
-	}{command, args, id})
+	}{command, args, call.id})
+	line = append(line, '\n')
+	switch {
+	case err != nil:
+	case file == nil:
+		err = c.send(ctx, line, -1)
+	default:
+		err = c.sendFile(ctx, line, file)
+	}
 	if err != nil {
-		return nil, err
+		c.forget(call.id)
+		call.err = err
 	}
-	if err := c.send(ctx, append(line, '\n'), fd); err != nil {
-		return nil, err
+	return call
+}
+
+// Wait waits for the reply, as Execute does; it is called at most once.
+func (call *Call) Wait(ctx context.Context, result any) error {
+	reply, err := call.wait(ctx)
+	if err == nil && result != nil {
+		err = json.Unmarshal(reply, result)
 	}
+	if err != nil {
+		return fmt.Errorf("qmp %s: %w", call.command, err)
+	}
+	return nil
+}
+
+func (call *Call) wait(ctx context.Context) (json.RawMessage, error) {
+	if call.err != nil {
+		return nil, call.err
+	}
+	defer call.client.forget(call.id)
+	var m message
 	select {
-	case m := <-wait:
-		if m.err != nil {
-			return nil, m.err
-		}
-		return m.result, nil
+	case m = <-call.reply:
 	case <-ctx.Done():
 		return nil, context.Cause(ctx)
-	case <-c.ended:
-		return nil, c.Err()
+	case <-call.client.ended:
+		select {
+		case m = <-call.reply: // the last that came
+		default:
+			return nil, call.client.Err()
+		}
 	}
+	if m.err != nil {
+		return nil, m.err
+	}
+	return m.result, nil
+}
+
+// WaitAll waits for all calls, whose results don't matter. The error is the
+// first call's that failed.
+func WaitAll(ctx context.Context, calls ...*Call) error {
+	var first error
+	for _, call := range calls {
+		if err := call.Wait(ctx, nil); first == nil {
+			first = err
+		}
+	}
+	return first
 }
 
 func (c *Client) register() (uint64, <-chan message) {
@@ -198,6 +230,18 @@ func (c *Client) forget(id uint64) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	delete(c.pending, id)
+}
+
+// sendFile is send with a descriptor, which cannot be closed meanwhile.
+func (c *Client) sendFile(ctx context.Context, line []byte, file *os.File) error {
+	raw, err := file.SyscallConn()
+	if err != nil {
+		return err
+	}
+	if cerr := raw.Control(func(fd uintptr) { err = c.send(ctx, line, int(fd)) }); cerr != nil {
+		return cerr
+	}
+	return err
 }
 
 // send writes one line. A line that was cut short leaves QEMU's parser in the
@@ -234,6 +278,10 @@ func (c *Client) send(ctx context.Context, line []byte, fd int) error {
 // read is the client's goroutine.
 func (c *Client) read(in *bufio.Scanner) {
 	defer close(c.ended)
+	if err := c.greet(in); err != nil {
+		c.fail(fmt.Errorf("greeting of qmp: %w", err))
+		return
+	}
 	for {
 		m, err := next(in)
 		if err != nil {
@@ -258,6 +306,18 @@ func (c *Client) read(in *bufio.Scanner) {
 			return
 		}
 	}
+}
+
+func (c *Client) greet(in *bufio.Scanner) error {
+	m, err := next(in)
+	if err != nil {
+		return err
+	}
+	if m.kind != kindGreeting {
+		return errors.New("first message is no greeting")
+	}
+	c.Version = m.version
+	return nil
 }
 
 // fail makes the reader end; the first cause stays.

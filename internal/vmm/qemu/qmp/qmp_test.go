@@ -71,11 +71,11 @@ func client(t *testing.T, handle func(Event), answer func(command) []string) *Cl
 	t.Helper()
 	ours, theirs := pair(t)
 	go serve(theirs, answer)
-	c, err := New(t.Context(), ours, handle)
-	if err != nil {
+	c := New(ours, handle)
+	t.Cleanup(c.Close)
+	if err := c.Ready(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(c.Close)
 	return c
 }
 
@@ -121,6 +121,44 @@ func TestEventsComeInOrder(t *testing.T) {
 	}
 }
 
+// TestCommandsBeforeTheGreeting: they wait in the socket, and are answered in
+// their order, one that is refused among them.
+func TestCommandsBeforeTheGreeting(t *testing.T) {
+	ours, theirs := pair(t)
+	c := New(ours, nil)
+	t.Cleanup(c.Close)
+	one := c.Send(t.Context(), "one", nil, nil)
+	two := c.Send(t.Context(), "two", nil, nil)
+	three := c.Send(t.Context(), "three", nil, nil)
+	var order []string
+	go serve(theirs, func(c command) []string {
+		order = append(order, c.Execute)
+		if c.Execute == "two" {
+			return []string{fmt.Sprintf(`{"error": {"class": "GenericError", "desc": "no"}, "id": %d}`, c.ID)}
+		}
+		return []string{fmt.Sprintf(`{"return": {}, "id": %d}`, c.ID)}
+	})
+	if err := c.Ready(t.Context()); err != nil || c.Version.Major != 7 {
+		t.Errorf("version %v, %v", c.Version, err)
+	}
+	if err := WaitAll(t.Context(), one, two, three); err == nil || err.Error() != "qmp two: no" {
+		t.Errorf("got %v", err)
+	}
+	if got := strings.Join(order, " "); got != "one two three" {
+		t.Errorf("executed in order %s", got)
+	}
+}
+
+func TestNoGreeting(t *testing.T) {
+	ours, theirs := pair(t)
+	c := New(ours, nil)
+	t.Cleanup(c.Close)
+	fmt.Fprintln(theirs, `{"return": {}, "id": 1}`)
+	if err := c.Ready(t.Context()); err == nil || !strings.Contains(err.Error(), "no greeting") {
+		t.Errorf("got %v", err)
+	}
+}
+
 func TestRefusalIsAnError(t *testing.T) {
 	c := client(t, nil, func(c command) []string {
 		return []string{fmt.Sprintf(`{"error": {"class": "DeviceNotFound", "desc": "no such"}, "id": %d}`, c.ID)}
@@ -146,7 +184,9 @@ func TestSilentQEMUIsBoundedByContext(t *testing.T) {
 		t.Errorf("connection ended: %v", c.Err())
 	}
 	ours, _ := pair(t)
-	if _, err := New(ctx, ours, nil); !errors.Is(err, context.DeadlineExceeded) {
+	silent := New(ours, nil)
+	defer silent.Close()
+	if err := silent.Ready(ctx); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("no greeting: got %v", err)
 	}
 }
@@ -176,10 +216,7 @@ func TestBrokenProtocolEndsTheConnection(t *testing.T) {
 func TestEndOfQEMUFailsWhatWaits(t *testing.T) {
 	ours, theirs := pair(t)
 	go serve(theirs, func(command) []string { theirs.Close(); return nil })
-	c, err := New(t.Context(), ours, nil)
-	if err != nil {
-		t.Fatal(err)
-	}
+	c := New(ours, nil)
 	defer c.Close()
 	if err := c.Stop(t.Context()); !errors.Is(err, ErrClosed) {
 		t.Errorf("waiting command: got %v", err)

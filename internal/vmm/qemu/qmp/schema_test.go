@@ -36,11 +36,11 @@ func startQEMU(t *testing.T) *Client {
 	})
 	f.Close()
 	theirs.Close()
-	c, err := New(t.Context(), ours, nil)
-	if err != nil {
+	c := New(ours, nil)
+	t.Cleanup(c.Close)
+	if err := c.Ready(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(c.Close)
 	return c
 }
 
@@ -65,12 +65,22 @@ func TestCommandsAreInQEMUsSchema(t *testing.T) {
 		entries[e.Name] = e
 	}
 	for name, args := range map[string]any{
-		"qmp_capabilities": nil,
-		"stop":             nil,
-		"cont":             nil,
-		"query-status":     nil,
-		"ringbuf-read":     ringbufReadArgs{},
-		"add-fd":           addFDArgs{},
+		"qmp_capabilities":         nil,
+		"stop":                     nil,
+		"cont":                     nil,
+		"query-status":             nil,
+		"query-migrate":            nil,
+		"query-fdsets":             nil,
+		"ringbuf-read":             ringbufReadArgs{},
+		"add-fd":                   addFDArgs{},
+		"getfd":                    getFDArgs{},
+		"migrate-set-capabilities": migrateSetCapabilitiesArgs{},
+		"migrate":                  migrateArgs{},
+		"migrate-incoming":         migrateArgs{},
+		"blockdev-add":             nil, // its arguments depend on the driver
+		"blockdev-reopen":          blockdevReopenArgs{},
+		"blockdev-del":             blockdevDelArgs{},
+		"query-named-block-nodes":  queryNodesArgs{},
 	} {
 		cmd, ok := entries[name]
 		if !ok || cmd.Meta != "command" {
@@ -91,7 +101,7 @@ func TestCommandsAreInQEMUsSchema(t *testing.T) {
 			}
 		}
 	}
-	for _, name := range []string{"SHUTDOWN", "GUEST_PANICKED", "STOP"} {
+	for _, name := range []string{"SHUTDOWN", "GUEST_PANICKED", "STOP", "RESUME", "MIGRATION"} {
 		if entries[name].Meta != "event" {
 			t.Errorf("QEMU %s has no event %s", c.Version, name)
 		}
@@ -119,16 +129,13 @@ func TestRealQEMU(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer f.Close()
-	if err := c.AddFD(t.Context(), f, 7); err != nil {
+	if err := c.AddFD(t.Context(), f, 7).Wait(t.Context(), nil); err != nil {
 		t.Fatal(err)
 	}
 	if b, err := io.ReadAll(f); err != nil || string(b) != "content" {
 		t.Errorf("our descriptor afterwards: %q, %v", b, err)
 	}
-	var sets []struct {
-		ID int `json:"fdset-id"`
-	}
-	if err := c.Execute(t.Context(), "query-fdsets", nil, &sets); err != nil || len(sets) != 1 || sets[0].ID != 7 {
+	if sets, err := c.FDSets(t.Context()); err != nil || len(sets) != 1 || sets[0] != 7 {
 		t.Errorf("query-fdsets: %v, %v", sets, err)
 	}
 }
