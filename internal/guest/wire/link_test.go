@@ -42,7 +42,9 @@ func (p *port) plug() net.Conn {
 		for {
 			n, err := ours.Read(buf)
 			p.mu.Lock()
-			p.in = append(p.in, buf[:n]...)
+			if p.conn == ours { // else what comes late would mix with another's
+				p.in = append(p.in, buf[:n]...)
+			}
 			if err != nil && p.conn == ours {
 				p.conn = nil
 			}
