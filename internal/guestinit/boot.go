@@ -51,6 +51,8 @@ type machine struct {
 	self    int // this program, to run again as a container's init
 	null    *os.File
 	cgroups *cgroup.Group // parent of all containers'
+	links   netconf.Links
+	disks   map[string]string // device by serial, as far as known: asking a disk is slow
 }
 
 // boot makes a system out of a kernel that has just started its init.

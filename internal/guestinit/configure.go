@@ -4,28 +4,32 @@ import (
 	"context"
 	"encoding/binary"
 	"fmt"
+	"math"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"unsafe"
 
+	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
 	"github.com/hyper-run/hyper/internal/guest/wire"
-	"github.com/hyper-run/hyper/internal/guestinit/netconf"
 )
 
 // Configure implements wire.GuestService.
 func (s *Service) Configure(_ context.Context, r *wire.ConfigureRequest) (*wire.ConfigureResponse, error) {
-	if err := configure(r); err != nil {
+	if err := s.configure(r); err != nil {
 		return nil, status.Error(codes.InvalidArgument, err.Error())
 	}
 	return &wire.ConfigureResponse{}, nil
 }
 
-func configure(r *wire.ConfigureRequest) error {
+func (s *Service) configure(r *wire.ConfigureRequest) error {
+	s.configuring.Lock()
+	defer s.configuring.Unlock()
 	if len(r.Entropy) > 0 {
 		if err := addEntropy(r.Entropy); err != nil {
 			return err
@@ -45,17 +49,29 @@ func configure(r *wire.ConfigureRequest) error {
 			return fmt.Errorf("resize shared memory: %w", err)
 		}
 	}
-	for _, i := range r.Interfaces {
-		if err := netconf.Interface(i); err != nil {
-			return err
-		}
+	if err := s.machine.links.Apply(r.Interfaces, r.Routes); err != nil {
+		return err
 	}
-	for _, route := range r.Routes {
-		if err := netconf.Route(route); err != nil {
-			return err
-		}
+	if err := s.limitPod(r.MemoryMaxBytes, int(r.Cpus)); err != nil {
+		return err
 	}
 	return setSysctls(r.Sysctls)
+}
+
+// limitPod limits all containers together; zero leaves things as they are.
+func (s *Service) limitPod(memory uint64, cpus int) error {
+	limits := new(specs.LinuxResources)
+	if memory != 0 {
+		most := int64(min(memory, math.MaxInt64))
+		limits.Memory = &specs.LinuxMemory{Limit: &most}
+	}
+	if cpus != 0 {
+		limits.CPU = &specs.LinuxCPU{Cpus: fmt.Sprintf("0-%d", min(cpus, runtime.NumCPU())-1)}
+	}
+	if err := s.machine.cgroups.Set(limits); err != nil {
+		return fmt.Errorf("limit pod: %w", err)
+	}
+	return nil
 }
 
 // setNames sets the host and domain names of this thread's UTS namespace.

@@ -140,7 +140,7 @@ var spaceFlags = map[specs.LinuxNamespaceType]int{
 }
 
 func (s *Service) create(ctx context.Context, c *container, r *wire.CreateContainerRequest) error {
-	disks, err := findDisks(ctx, r.Rootfs)
+	disks, err := findDisks(ctx, s.machine.disks, r.Rootfs)
 	if err != nil {
 		return err
 	}

@@ -49,8 +49,8 @@ func run(version string) error {
 		return fmt.Errorf("hyperstart is PID 1 of a virtual machine, not a command")
 	}
 	// Idle memory counts more than speed here: there may be hundreds of VMs.
-	debug.SetGCPercent(30)
-	runtime.GOMAXPROCS(min(runtime.NumCPU(), 4))
+	debug.SetGCPercent(100)
+	runtime.GOMAXPROCS(1)
 	m, err := boot()
 	if err != nil {
 		return err

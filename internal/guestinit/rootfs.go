@@ -24,12 +24,24 @@ type disks struct {
 // diskPatience is how long a disk may take to show up after it was plugged in.
 const diskPatience = 5 * time.Second
 
-func findDisks(ctx context.Context, r *wire.RootFS) (*disks, error) {
+// findDisks finds the devices of a root file system, in known at first, which
+// a clone has from its template.
+func findDisks(ctx context.Context, known map[string]string, r *wire.RootFS) (*disks, error) {
 	ctx, cancel := context.WithTimeout(ctx, diskPatience)
 	defer cancel()
+	looked := false
+	find := func(id string) (string, error) {
+		if known[id] == "" && !looked {
+			known, looked = device.Disks(), true
+		}
+		if dev := known[id]; dev != "" {
+			return dev, nil
+		}
+		return device.Disk(ctx, id)
+	}
 	d := new(disks)
 	for _, id := range r.GetLayers() {
-		dev, err := device.Disk(ctx, id)
+		dev, err := find(id)
 		if err != nil {
 			return nil, err
 		}
@@ -37,7 +49,7 @@ func findDisks(ctx context.Context, r *wire.RootFS) (*disks, error) {
 	}
 	var err error
 	if r.GetUpper() != "" {
-		d.upper, err = device.Disk(ctx, r.Upper)
+		d.upper, err = find(r.Upper)
 	}
 	return d, err
 }

@@ -16,8 +16,3 @@ func (s *Service) Run(ctx context.Context, r *wire.RunRequest) (*wire.RunRespons
 	}
 	return wire.RunParts(ctx, s, r), nil
 }
-
-// Settle implements wire.GuestService.
-func (s *Service) Settle(context.Context, *wire.SettleRequest) (*wire.SettleResponse, error) {
-	return nil, status.Error(codes.Unimplemented, "settle")
-}

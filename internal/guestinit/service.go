@@ -10,6 +10,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 	"google.golang.org/grpc/codes"
@@ -30,6 +31,9 @@ type Service struct {
 	lastCap int
 	filters filterCache
 	events  broadcaster
+	rest    *time.Timer // gives memory back when nothing was asked for a while
+
+	configuring sync.Mutex
 
 	mu         sync.Mutex
 	containers map[string]*container

@@ -44,8 +44,13 @@ func (s *Service) Stats(_ context.Context, r *wire.StatsRequest) (*wire.StatsRes
 		return nil, status.Errorf(codes.Internal, "read stats: %v", err)
 	}
 	var si unix.Sysinfo_t
-	if unix.Sysinfo(&si) == nil && (out.MemoryLimitBytes == 0 || out.MemoryLimitBytes > si.Totalram*uint64(si.Unit)) {
-		out.MemoryLimitBytes = si.Totalram * uint64(si.Unit)
+	if err := unix.Sysinfo(&si); err != nil {
+		return nil, status.Errorf(codes.Internal, "read stats: %v", err)
+	}
+	for _, most := range []uint64{s.machine.cgroups.Uint("memory.max"), si.Totalram * uint64(si.Unit)} {
+		if most != 0 && (out.MemoryLimitBytes == 0 || out.MemoryLimitBytes > most) {
+			out.MemoryLimitBytes = most
+		}
 	}
 	if out.Interfaces, err = c.interfaces(); err != nil {
 		return nil, status.Errorf(codes.Internal, "read stats: %v", err)

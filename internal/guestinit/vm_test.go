@@ -141,6 +141,7 @@ type vm struct {
 	started  time.Time
 	c        *guest.Client
 	nextExec int
+	q        *qmpConn   // of a clone
 	root     *testing.T // the test that the VM lives as long as
 }
 

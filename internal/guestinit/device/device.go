@@ -16,31 +16,51 @@ import (
 // Port returns the path of the virtio-serial port with a name.
 func Port(ctx context.Context, name string) (string, error) {
 	return wait(ctx, "virtio-serial port "+name, func() string {
-		return find("/sys/class/virtio-ports", "name", name, 0)
+		return find("/sys/class/virtio-ports", "name", name)
 	})
 }
+
+// serials are where a disk's serial is, and how many bytes come before it.
+var serials = map[string]int{"serial": 0 /* virtio-blk */, "device/vpd_pg80": 4 /* SCSI: a header */}
 
 // Disk returns the path of the disk with a serial.
 func Disk(ctx context.Context, serial string) (string, error) {
-	return wait(ctx, "disk "+serial, func() string {
-		if dev := find("/sys/block", "serial", serial, 0); dev != "" { // virtio-blk
-			return dev
-		}
-		return find("/sys/block", "device/vpd_pg80", serial, 4) // SCSI: a header, then the serial
-	})
+	return wait(ctx, "disk "+serial, func() string { return Disks()[serial] })
 }
 
-// find returns the device in a class whose attribute is value after skip bytes.
-func find(class, attribute, value string, skip int) string {
+// Disks returns the paths of all disks by their serials, of which the VM asks
+// each disk.
+func Disks() map[string]string {
+	m := map[string]string{}
+	devices, _ := os.ReadDir("/sys/block")
+	for _, d := range devices {
+		for attribute, skip := range serials {
+			b, err := os.ReadFile("/sys/block/" + d.Name() + "/" + attribute)
+			if err != nil || len(b) < skip {
+				continue
+			}
+			if serial := strings.Trim(string(b[skip:]), " \n\x00"); serial != "" {
+				m[serial] = path(d.Name())
+			}
+		}
+	}
+	return m
+}
+
+// find returns the device in a class whose attribute is value.
+func find(class, attribute, value string) string {
 	devices, _ := os.ReadDir(class)
 	for _, d := range devices {
 		b, err := os.ReadFile(class + "/" + d.Name() + "/" + attribute)
-		if err == nil && len(b) >= skip && strings.Trim(string(b[skip:]), " \n\x00") == value {
-			return "/dev/" + strings.ReplaceAll(d.Name(), "!", "/")
+		if err == nil && strings.TrimSpace(string(b)) == value {
+			return path(d.Name())
 		}
 	}
 	return ""
 }
+
+// path of a device: its name in sysfs has ! for /.
+func path(name string) string { return "/dev/" + strings.ReplaceAll(name, "!", "/") }
 
 // wait calls look until it finds something: now, and after every event that
 // the kernel reports about devices, until ctx is done.

@@ -4,12 +4,12 @@ package netconf
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/binary"
 	"fmt"
 	"net"
 	"net/netip"
 	"os"
-	"sync/atomic"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -36,101 +36,140 @@ func Loopback() error {
 	return nil
 }
 
-// Interface makes the interface with a hardware address what i says. It can
-// be repeated: addresses that it has stay.
-func Interface(i *wire.Interface) error {
-	mac, err := net.ParseMAC(i.Mac)
-	if err != nil {
-		return fmt.Errorf("configure interface %q: %w", i.Name, err)
-	}
+// Links is what is known of the VM's interfaces. The zero Links knows nothing.
+// It is used by one goroutine at a time.
+type Links struct{ known []net.Interface }
+
+// Learn looks at all interfaces, so that the next Apply need not.
+func (l *Links) Learn() error {
 	all, err := net.Interfaces()
 	if err != nil {
-		return fmt.Errorf("configure interface %s: %w", i.Name, err)
+		return fmt.Errorf("list interfaces: %w", err)
 	}
-	for _, dev := range all {
-		if bytes.Equal(dev.HardwareAddr, mac) {
-			if err := configure(dev, i); err != nil {
-				return fmt.Errorf("configure interface %s: %w", i.Name, err)
-			}
-			return nil
-		}
-	}
-	return fmt.Errorf("configure interface %s: the VM has none with address %s", i.Name, i.Mac)
+	l.known = all
+	return nil
 }
 
-func configure(dev net.Interface, i *wire.Interface) error {
-	name := i.Name
-	if name == dev.Name {
-		name = ""
+// Apply makes interfaces and routes what they say, in one request to the
+// kernel. It can be repeated: addresses that an interface has stay, a route
+// replaces the one to the same destination.
+func (l *Links) Apply(interfaces []*wire.Interface, routes []*wire.Route) error {
+	if len(interfaces)+len(routes) == 0 {
+		return nil
 	}
-	// A name can be changed only while the interface is down, or by a recent kernel.
-	if err := setLink(dev.Index, name, i.Mtu); err != nil {
+	b := new(batch)
+	index := map[string]int{}
+	for _, i := range interfaces {
+		dev, err := l.find(i)
+		if err == nil {
+			index[i.Name] = dev.Index
+			err = b.configure(dev, i)
+		}
+		if err != nil {
+			return fmt.Errorf("configure interface %s: %w", i.Name, err)
+		}
+	}
+	for _, r := range routes {
+		if err := b.route(r, index); err != nil {
+			return err
+		}
+	}
+	l.known = nil // names and addresses change
+	return b.send()
+}
+
+// find returns the interface that i means: the one with the address that it
+// has now or, when that was changed already, with the one it is to get.
+func (l *Links) find(i *wire.Interface) (net.Interface, error) {
+	for _, address := range []string{i.CurrentMac, i.Mac} {
+		if address == "" {
+			continue
+		}
+		mac, err := net.ParseMAC(address)
+		if err != nil {
+			return net.Interface{}, err
+		}
+		if dev, ok := l.lookup(mac); ok {
+			return dev, nil
+		}
+		if err := l.Learn(); err != nil {
+			return net.Interface{}, err
+		}
+		if dev, ok := l.lookup(mac); ok {
+			return dev, nil
+		}
+	}
+	if i.CurrentMac != "" {
+		return net.Interface{}, fmt.Errorf("the VM has none with address %s or %s", i.CurrentMac, i.Mac)
+	}
+	return net.Interface{}, fmt.Errorf("the VM has none with address %s", i.Mac)
+}
+
+func (l *Links) lookup(mac net.HardwareAddr) (net.Interface, bool) {
+	for _, dev := range l.known {
+		if bytes.Equal(dev.HardwareAddr, mac) {
+			return dev, true
+		}
+	}
+	return net.Interface{}, false
+}
+
+// configure adds what makes dev what i says.
+func (b *batch) configure(dev net.Interface, i *wire.Interface) error {
+	mac, err := net.ParseMAC(i.Mac)
+	if err != nil {
 		return err
+	}
+	// The kernel goes by the order here, and brings the interface up last.
+	m := b.add("configure interface "+i.Name, unix.RTM_NEWLINK, 0)
+	m.ifinfo(dev.Index, unix.IFF_UP)
+	if !bytes.Equal(mac, dev.HardwareAddr) {
+		m.attr(unix.IFLA_ADDRESS, mac)
+	}
+	if i.Mtu != 0 && int(i.Mtu) != dev.MTU {
+		m.attr(unix.IFLA_MTU, binary.NativeEndian.AppendUint32(nil, i.Mtu))
+	}
+	if i.Name != "" && i.Name != dev.Name {
+		m.attr(unix.IFLA_IFNAME, append([]byte(i.Name), 0))
 	}
 	for _, a := range i.Addresses {
 		p, err := netip.ParsePrefix(a)
 		if err != nil {
 			return err
 		}
-		if err := addAddress(dev.Index, p); err != nil && err != syscall.EEXIST {
-			return fmt.Errorf("add address %s: %w", a, err)
-		}
+		b.address(fmt.Sprintf("configure interface %s: add address %s", i.Name, a), dev.Index, p)
 	}
 	return nil
 }
 
-// Route adds a route, or replaces the one to the same destination.
-func Route(r *wire.Route) error {
-	what := r.Destination
-	if what == "" {
-		what = "default"
-	}
+// route adds a route; index has the interfaces that are being configured.
+func (b *batch) route(r *wire.Route, index map[string]int) error {
+	what := "add route " + cmp.Or(r.Destination, "default")
 	gateway, err := netip.ParseAddr(r.Gateway)
 	if r.Gateway != "" && err != nil {
-		return fmt.Errorf("add route %s: %w", what, err)
+		return fmt.Errorf("%s: %w", what, err)
 	}
 	dst := netip.Prefix{}
 	if r.Destination != "" {
 		if dst, err = netip.ParsePrefix(r.Destination); err != nil {
-			return fmt.Errorf("add route %s: %w", what, err)
+			return fmt.Errorf("%s: %w", what, err)
 		}
 	}
-	index := 0
-	if r.Interface != "" {
+	out := index[r.Interface]
+	if r.Interface != "" && out == 0 {
 		dev, err := net.InterfaceByName(r.Interface)
 		if err != nil {
-			return fmt.Errorf("add route %s: %w", what, err)
+			return fmt.Errorf("%s: %w", what, err)
 		}
-		index = dev.Index
+		out = dev.Index
 	}
-	if err := addRoute(index, dst, gateway); err != nil {
-		return fmt.Errorf("add route %s: %w", what, err)
-	}
+	b.via(what, out, dst, gateway)
 	return nil
 }
 
-func setLink(index int, name string, mtu uint32) error {
-	rename := newMessage(unix.RTM_NEWLINK, 0)
-	rename.ifinfo(index, 0)
-	if name != "" {
-		rename.attr(unix.IFLA_IFNAME, append([]byte(name), 0))
-	}
-	if mtu != 0 {
-		rename.attr(unix.IFLA_MTU, binary.NativeEndian.AppendUint32(nil, mtu))
-	}
-	if err := rename.send(); err != nil {
-		return fmt.Errorf("set name or MTU: %w", err)
-	}
-	up := newMessage(unix.RTM_NEWLINK, 0)
-	up.ifinfo(index, unix.IFF_UP)
-	if err := up.send(); err != nil {
-		return fmt.Errorf("bring up: %w", err)
-	}
-	return nil
-}
-
-func addAddress(index int, p netip.Prefix) error {
-	m := newMessage(unix.RTM_NEWADDR, unix.NLM_F_CREATE|unix.NLM_F_EXCL)
+func (b *batch) address(what string, index int, p netip.Prefix) {
+	m := b.add(what, unix.RTM_NEWADDR, unix.NLM_F_CREATE|unix.NLM_F_EXCL)
+	m.there = true
 	a := p.Addr().AsSlice()
 	flags := byte(0)
 	if p.Addr().Is6() {
@@ -143,7 +182,6 @@ func addAddress(index int, p netip.Prefix) error {
 	if p.Addr().Is4() && p.Bits() < 31 {
 		m.attr(unix.IFA_BROADCAST, broadcast(p))
 	}
-	return m.send()
 }
 
 func broadcast(p netip.Prefix) []byte {
@@ -152,8 +190,8 @@ func broadcast(p netip.Prefix) []byte {
 	return binary.BigEndian.AppendUint32(nil, v)
 }
 
-func addRoute(index int, dst netip.Prefix, gateway netip.Addr) error {
-	m := newMessage(unix.RTM_NEWROUTE, unix.NLM_F_CREATE|unix.NLM_F_REPLACE)
+func (b *batch) via(what string, index int, dst netip.Prefix, gateway netip.Addr) {
+	m := b.add(what, unix.RTM_NEWROUTE, unix.NLM_F_CREATE|unix.NLM_F_REPLACE)
 	fam := byte(unix.AF_INET)
 	scope := byte(unix.RT_SCOPE_UNIVERSE)
 	switch {
@@ -179,7 +217,6 @@ func addRoute(index int, dst netip.Prefix, gateway netip.Addr) error {
 	if index != 0 {
 		m.attr(unix.RTA_OIF, binary.NativeEndian.AppendUint32(nil, uint32(index)))
 	}
-	return m.send()
 }
 
 func family(a netip.Addr) byte {
@@ -189,18 +226,25 @@ func family(a netip.Addr) byte {
 	return unix.AF_INET6
 }
 
-// A message is one rtnetlink request, answered by an error code.
-type message struct{ b []byte }
+// A batch is several rtnetlink requests, made in order. The kernel answers
+// those that fail, and the last one.
+type batch struct{ messages []*message }
 
-var sequence atomic.Uint32
+// A message is one request. Its sequence number is its place in the batch.
+type message struct {
+	b     []byte
+	what  string // it does, for an error
+	there bool   // what there is already is no error
+}
 
-func newMessage(kind uint16, flags uint16) *message {
-	m := &message{make([]byte, 0, 128)}
+func (b *batch) add(what string, kind, flags uint16) *message {
+	m := &message{b: make([]byte, 0, 128), what: what}
 	m.b = binary.NativeEndian.AppendUint32(m.b, 0) // length, by send
 	m.b = binary.NativeEndian.AppendUint16(m.b, kind)
-	m.b = binary.NativeEndian.AppendUint16(m.b, flags|unix.NLM_F_REQUEST|unix.NLM_F_ACK)
-	m.b = binary.NativeEndian.AppendUint32(m.b, sequence.Add(1))
+	m.b = binary.NativeEndian.AppendUint16(m.b, flags|unix.NLM_F_REQUEST)
+	m.b = binary.NativeEndian.AppendUint32(m.b, uint32(len(b.messages)))
 	m.b = binary.NativeEndian.AppendUint32(m.b, 0)
+	b.messages = append(b.messages, m)
 	return m
 }
 
@@ -220,16 +264,24 @@ func (m *message) attr(kind uint16, value []byte) {
 	}
 }
 
-func (m *message) send() error {
-	binary.NativeEndian.PutUint32(m.b, uint32(len(m.b)))
+// send makes the requests. All are tried; the first error is returned.
+func (b *batch) send() error {
+	last := len(b.messages) - 1
+	b.messages[last].b[6] |= unix.NLM_F_ACK
+	var all []byte
+	for _, m := range b.messages {
+		binary.NativeEndian.PutUint32(m.b, uint32(len(m.b)))
+		all = append(all, m.b...)
+	}
 	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_ROUTE)
 	if err != nil {
-		return err
+		return fmt.Errorf("open rtnetlink: %w", err)
 	}
 	defer unix.Close(fd)
-	if err := unix.Sendto(fd, m.b, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
-		return err
+	if err := unix.Sendto(fd, all, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
+		return fmt.Errorf("send to rtnetlink: %w", err)
 	}
+	var first error
 	buf := make([]byte, os.Getpagesize())
 	for {
 		n, _, err := unix.Recvfrom(fd, buf, 0)
@@ -237,14 +289,19 @@ func (m *message) send() error {
 			continue
 		}
 		if err != nil {
-			return err
+			return fmt.Errorf("read from rtnetlink: %w", err)
 		}
 		if n < 20 || binary.NativeEndian.Uint16(buf[4:]) != unix.NLMSG_ERROR {
 			return fmt.Errorf("rtnetlink answered %d bytes of type %d", n, binary.NativeEndian.Uint16(buf[4:]))
 		}
-		if e := -int32(binary.NativeEndian.Uint32(buf[16:])); e != 0 {
-			return syscall.Errno(e)
+		at := min(int(binary.NativeEndian.Uint32(buf[8:])), last)
+		errno := syscall.Errno(-int32(binary.NativeEndian.Uint32(buf[16:])))
+		m := b.messages[at]
+		if errno != 0 && !(m.there && errno == syscall.EEXIST) && first == nil {
+			first = fmt.Errorf("%s: %w", m.what, errno)
 		}
-		return nil
+		if at == last {
+			return first
+		}
 	}
 }

@@ -1,0 +1,111 @@
+package guestinit
+
+import (
+	"context"
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"fmt"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/hyper-run/hyper/internal/guest/wire"
+)
+
+// rehearsal is the container that rehearse makes.
+const rehearsal = "rehearsal"
+
+// rehearse runs a container without layers, the way hyperd does, and deletes
+// it: what Go and the kernel make when they first do something (types known
+// to codecs, threads, slabs, page tables) is then there for all clones.
+func (s *Service) rehearse(ctx context.Context) error {
+	spec, err := json.Marshal(rehearsalSpec())
+	if err != nil {
+		return err
+	}
+	b, err := proto.Marshal(&wire.RunRequest{
+		Configure: &wire.ConfigureRequest{},
+		Create: &wire.CreateContainerRequest{Id: rehearsal, Rootfs: &wire.RootFS{}, Spec: spec,
+			Files: []*wire.File{{Path: "/true", Mode: 0o755, Content: exitProgram()}}},
+		Start: &wire.StartProcessRequest{ContainerId: rehearsal},
+	})
+	if err != nil {
+		return err
+	}
+	r := new(wire.RunRequest)
+	if err := proto.Unmarshal(b, r); err != nil {
+		return err
+	}
+	resp := wire.RunParts(ctx, s, r)
+	if _, err := proto.Marshal(resp); err != nil {
+		return err
+	}
+	if resp.Failed == "" {
+		_, err = s.Wait(ctx, &wire.WaitRequest{ContainerId: rehearsal})
+	} else {
+		err = fmt.Errorf("%s: %s", resp.Failed, resp.Message)
+	}
+	if resp.Failed == "" || resp.Failed == "start" {
+		_, derr := s.DeleteContainer(ctx, &wire.DeleteContainerRequest{Id: rehearsal})
+		err = errors.Join(err, derr)
+	}
+	if err != nil {
+		return fmt.Errorf("rehearse a container: %w", err)
+	}
+	return nil
+}
+
+// rehearsalSpec has one of everything that most containers have.
+func rehearsalSpec() *specs.Spec {
+	safe := []string{"nosuid", "noexec", "nodev"}
+	caps := []string{"CAP_CHOWN", "CAP_KILL"}
+	return &specs.Spec{
+		Process: &specs.Process{Args: []string{"true"}, Cwd: "/", Env: []string{"PATH=/"},
+			Capabilities: &specs.LinuxCapabilities{Bounding: caps, Effective: caps, Permitted: caps},
+			Rlimits:      []specs.POSIXRlimit{{Type: "RLIMIT_NOFILE", Hard: 1024, Soft: 1024}}},
+		Hostname: "",
+		Mounts: []specs.Mount{
+			{Destination: "/proc", Type: "proc", Source: "proc", Options: safe},
+			{Destination: "/dev", Type: "tmpfs", Source: "tmpfs", Options: []string{"nosuid", "strictatime", "mode=755", "size=65536k"}},
+			{Destination: "/dev/pts", Type: "devpts", Source: "devpts", Options: []string{"nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"}},
+			{Destination: "/sys", Type: "sysfs", Source: "sysfs", Options: append(safe, "ro")},
+			{Destination: "/sys/fs/cgroup", Type: "cgroup", Source: "cgroup", Options: append(safe, "ro")},
+			{Destination: "/dev/mqueue", Type: "mqueue", Source: "mqueue", Options: safe},
+			{Destination: "/dev/shm", Type: "bind", Source: podShm, Options: []string{"rbind", "rw"}},
+		},
+		Linux: &specs.Linux{
+			Namespaces: []specs.LinuxNamespace{{Type: specs.PIDNamespace}, {Type: specs.MountNamespace}},
+			Resources:  &specs.LinuxResources{Devices: []specs.LinuxDeviceCgroup{{Access: "rwm"}, {Allow: true, Type: "c", Access: "m"}}},
+			Seccomp: &specs.LinuxSeccomp{DefaultAction: specs.ActErrno, Architectures: []specs.Arch{specs.ArchX86_64},
+				Syscalls: []specs.LinuxSyscall{{Names: []string{"execve", "exit", "capset"}, Action: specs.ActAllow}}},
+			MaskedPaths:   []string{"/proc/kcore", "/proc/scsi"},
+			ReadonlyPaths: []string{"/proc/sys"},
+		},
+	}
+}
+
+// exitProgram is a static ELF program for x86-64 that exits with status 0
+// (elf(5)): a file header, one program header, three instructions.
+func exitProgram() []byte {
+	const base, headers = 0x400000, 64 + 56
+	code := []byte{0x31, 0xff, 0xb8, 60, 0, 0, 0, 0x0f, 0x05} // xor edi,edi; mov eax,60; syscall
+	b := append([]byte("\x7fELF\x02\x01\x01"), make([]byte, 9)...)
+	le := binary.LittleEndian
+	b = le.AppendUint16(b, 2) // executable
+	b = le.AppendUint16(b, 62)
+	b = le.AppendUint32(b, 1)
+	b = le.AppendUint64(b, base+headers) // entry
+	b = le.AppendUint64(b, 64)           // program headers
+	b = le.AppendUint64(b, 0)
+	b = le.AppendUint32(b, 0)
+	for _, v := range []uint16{64, 56, 1, 0, 0, 0} { // sizes and counts of headers
+		b = le.AppendUint16(b, v)
+	}
+	b = le.AppendUint32(b, 1) // load
+	b = le.AppendUint32(b, 5) // read and execute
+	for _, v := range []uint64{0, base, base, uint64(headers + len(code)), uint64(headers + len(code)), 4096} {
+		b = le.AppendUint64(b, v)
+	}
+	return append(b, code...)
+}

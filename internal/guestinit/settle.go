@@ -1,0 +1,77 @@
+package guestinit
+
+import (
+	"context"
+	"os"
+	"path/filepath"
+	"runtime"
+	"runtime/debug"
+	"strings"
+	"time"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/hyper-run/hyper/internal/guest/wire"
+	"github.com/hyper-run/hyper/internal/guestinit/device"
+)
+
+// Settle implements wire.GuestService.
+func (s *Service) Settle(ctx context.Context, _ *wire.SettleRequest) (*wire.SettleResponse, error) {
+	// Twice: some things are made when something is done again.
+	for range 2 {
+		if err := s.rehearse(ctx); err != nil {
+			return nil, status.Errorf(codes.Internal, "settle: %v", err)
+		}
+	}
+	s.machine.disks = device.Disks()
+	if err := s.machine.links.Learn(); err != nil {
+		return nil, status.Errorf(codes.Internal, "settle: %v", err)
+	}
+	runtime.GC()
+	debug.FreeOSMemory()
+	for _, w := range []struct{ file, value string }{{"drop_caches", "3"}, {"compact_memory", "1"}} {
+		if err := os.WriteFile("/proc/sys/vm/"+w.file, []byte(w.value), 0); err != nil {
+			return nil, status.Errorf(codes.Internal, "settle: %v", err)
+		}
+	}
+	if err := reported(ctx); err != nil {
+		return nil, status.Errorf(codes.Internal, "settle: %v", err)
+	}
+	return &wire.SettleResponse{}, nil
+}
+
+// reportDelay is more than what the kernel waits before it reports free pages
+// to the host (PAGE_REPORTING_DELAY in mm/page_reporting.c).
+const reportDelay = 2200 * time.Millisecond
+
+// reported returns when the host knows of all free memory: the kernel tells
+// it in rounds, and the device's interrupts are all that shows them. A VM
+// saved before would leave the telling to each of its clones.
+func reported(ctx context.Context) error {
+	devices, err := filepath.Glob("/sys/bus/virtio/drivers/virtio_balloon/virtio*")
+	if err != nil || len(devices) == 0 {
+		return err
+	}
+	for last := ""; ; {
+		b, err := os.ReadFile("/proc/interrupts")
+		if err != nil {
+			return err
+		}
+		var now string
+		for line := range strings.Lines(string(b)) {
+			if strings.Contains(line, " "+filepath.Base(devices[0])) {
+				now += line
+			}
+		}
+		if now == last {
+			return nil
+		}
+		last = now
+		select {
+		case <-time.After(reportDelay):
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
