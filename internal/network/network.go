@@ -54,8 +54,10 @@ type Driver interface {
 // A Preparer is a Driver that makes devices ahead of time.
 type Preparer interface {
 	// Prepare has the driver keep n devices ready, with addresses reserved, for Attach to
-	// hand out, and refill in the background. It returns at once. They
-	// are not in any record: Restore and Close give them back.
+	// hand out, and refill in the background when no pod is being attached.
+	// It returns at once, comes after Restore, and the last call counts. What
+	// is ready is not in any record: Restore removes it and starts anew, Close
+	// removes it and ends it. Attach never waits for it.
 	Prepare(n int)
 
 	// Spare returns the descriptor of a device like those of pods, but
@@ -67,7 +69,7 @@ type Preparer interface {
 type Attachment struct {
 	Network string           `json:"network"` // name of the network
 	PodID   string           `json:"podID"`
-	Device  string           `json:"device"` // host interface, such as a tap
+	Device  string           `json:"device"` // host interface, such as a tap; its name need not tell the pod
 	MAC     net.HardwareAddr `json:"mac"`
 	Addrs   []netip.Prefix   `json:"addrs"` // the pod's addresses with their prefix length
 	Gateway []netip.Addr     `json:"gateway"`

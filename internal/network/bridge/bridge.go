@@ -11,7 +11,8 @@
 // sysctls listed in host.go. It never touches rules of anybody else. All of
 // it can be made again from the attachments the caller has recorded.
 //
-// The driver runs one name server (package dns) and no other goroutine.
+// The driver runs one name server (package dns), and while devices are made
+// ahead of time one goroutine that does so (prepare.go).
 package bridge
 
 import (
@@ -24,8 +25,10 @@ import (
 	"regexp"
 	"slices"
 	"sync"
+	"time"
 
 	"github.com/containerd/errdefs"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/hyper-run/hyper/internal/network"
 	"github.com/hyper-run/hyper/internal/network/dns"
@@ -56,18 +59,35 @@ type Config struct {
 type Driver struct {
 	cfg Config
 
+	// Lock order: filling, mu, rules.mu.
+	filling sync.Mutex // held while devices are made ahead of time, and by what must not meet that
+	rules   ruleConn
+
 	mu     sync.Mutex // held while the host's network is set up
-	pool   *ipam.Pool // nil until the subnet is known
+	pool   *ipam.Pool // nil until the subnet is known; addresses are owned by devices
 	v6     netip.Prefix
 	mtu    int
-	ports  map[string]network.Attachment // by device
-	ready  bool                          // bridge, rules and DNS are as they should be
-	bridge int                           // index of the bridge's interface
+	ports  map[string]*port // by device
+	idle   []*port          // of ports, those of no pod, the oldest first
+	want   int              // how many of them there should be
+	last   time.Time        // when one was last taken or asked for
+	timer  *time.Timer      // refills; nil until needed
+	ready  bool             // bridge, rules and DNS are as they should be
+	bridge int              // index of the bridge's interface
 	dns    *dns.Server
 	server int // index of the interface that dns listens on
 }
 
-var _ network.Driver = (*Driver)(nil)
+var (
+	_ network.Driver   = (*Driver)(nil)
+	_ network.Preparer = (*Driver)(nil)
+)
+
+// A port is a place on the bridge.
+type port struct {
+	network.Attachment          // PodID is "" while it is idle
+	tap                *os.File // open since the tap was made, until Open hands it out; else nil
+}
 
 const (
 	maxIfName  = 15 // IFNAMSIZ - 1
@@ -83,7 +103,7 @@ func New(cfg Config) (*Driver, error) {
 	setDefault(&cfg.Bridge, "hyper0")
 	setDefault(&cfg.TapPrefix, "hyp")
 	setDefault(&cfg.Table, "hyper")
-	d := &Driver{cfg: cfg, ports: map[string]network.Attachment{}}
+	d := &Driver{cfg: cfg, ports: map[string]*port{}}
 	for _, n := range []struct {
 		what, name string
 		max        int
@@ -116,40 +136,82 @@ func setDefault(s *string, value string) {
 // Name is "bridge".
 func (d *Driver) Name() string { return "bridge" }
 
-// Attach gives a pod an address and a tap.
+// Attach gives a pod an address and a tap: those made ahead of time, if
+// there are any. What has happened to them since, Open finds.
 func (d *Driver) Attach(ctx context.Context, podID string) (network.Attachment, error) {
-	a, err := d.reserve(podID)
+	a, err := d.attach(ctx, podID)
 	if err != nil {
 		return network.Attachment{}, fmt.Errorf("attach pod %s to network %s: %w", podID, d.cfg.Network, err)
 	}
-	f, err := d.plug(ctx, a)
-	if err == nil {
-		f.Close()
-		return a, nil
-	}
-	err = fmt.Errorf("attach pod %s to network %s: %w", podID, d.cfg.Network, err)
-	return network.Attachment{}, errors.Join(err, d.Detach(context.WithoutCancel(ctx), a))
+	return a, nil
 }
 
-// reserve decides on the pod's attachment and notes it as in use.
-func (d *Driver) reserve(podID string) (network.Attachment, error) {
+func (d *Driver) attach(ctx context.Context, podID string) (network.Attachment, error) {
+	if err := ctx.Err(); err != nil {
+		return network.Attachment{}, err
+	}
 	if !validName.MatchString(podID) {
 		return network.Attachment{}, fmt.Errorf("pod ID %q: want a-z, 0-9 and -: %w", podID, errdefs.ErrInvalidArgument)
 	}
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if err := d.ensureLocked(); err != nil {
-		return network.Attachment{}, err
+	p, ready, err := d.reserve(podID)
+	if err == nil && !ready {
+		err = d.equip(ctx, p)
 	}
-	device := d.cfg.TapPrefix + podID[:min(len(podID), podIDChars)]
-	if other, ok := d.ports[device]; ok {
-		return network.Attachment{}, fmt.Errorf("device %s belongs to pod %s: %w", device, other.PodID, errdefs.ErrAlreadyExists)
-	}
-	addr, err := d.pool.Reserve(podID)
 	if err != nil {
 		return network.Attachment{}, err
 	}
-	a := network.Attachment{
+	return p.Attachment, nil
+}
+
+// equip makes the tap of a port that was just reserved. On error the port is
+// given back.
+func (d *Driver) equip(ctx context.Context, p *port) error {
+	f, err := d.plug(ctx, p.Attachment)
+	if err != nil {
+		return errors.Join(err, d.Detach(context.WithoutCancel(ctx), p.Attachment))
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	p.tap = f
+	return nil
+}
+
+// reserve decides on a pod's port: an idle one, which is ready, or a new one
+// without a tap.
+func (d *Driver) reserve(podID string) (p *port, ready bool, err error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	short := func(id string) string { return id[:min(len(id), podIDChars)] }
+	for _, p := range d.ports {
+		if short(p.PodID) == short(podID) {
+			return nil, false, fmt.Errorf("device %s belongs to pod %s: %w", p.Device, p.PodID, errdefs.ErrAlreadyExists)
+		}
+	}
+	defer d.restLocked()
+	if len(d.idle) > 0 {
+		p := d.idle[0]
+		d.idle = d.idle[1:]
+		p.PodID = podID
+		return p, true, nil
+	}
+	p, err = d.newPortLocked(podID, short(podID))
+	return p, false, err
+}
+
+// newPortLocked notes a port as in use, named after id, with addresses of its own.
+func (d *Driver) newPortLocked(podID, id string) (*port, error) {
+	if err := d.ensureLocked(); err != nil {
+		return nil, err
+	}
+	device := d.cfg.TapPrefix + id
+	if _, ok := d.ports[device]; ok {
+		return nil, fmt.Errorf("device %s: %w", device, errdefs.ErrAlreadyExists)
+	}
+	addr, err := d.pool.Reserve(device)
+	if err != nil {
+		return nil, err
+	}
+	p := &port{Attachment: network.Attachment{
 		Network: d.cfg.Network,
 		PodID:   podID,
 		Device:  device,
@@ -158,14 +220,14 @@ func (d *Driver) reserve(podID string) (network.Attachment, error) {
 		Gateway: []netip.Addr{d.pool.Gateway()},
 		DNS:     []netip.Addr{d.pool.Gateway()},
 		MTU:     d.mtu,
-	}
+	}}
 	if d.v6.IsValid() {
 		addr6 := ipam.At(d.v6, ipam.Offset(d.pool.Prefix(), addr))
-		a.Addrs = append(a.Addrs, netip.PrefixFrom(addr6, d.v6.Bits()))
-		a.Gateway = append(a.Gateway, gatewayOf(d.v6))
+		p.Addrs = append(p.Addrs, netip.PrefixFrom(addr6, d.v6.Bits()))
+		p.Gateway = append(p.Gateway, gatewayOf(d.v6))
 	}
-	d.ports[device] = a
-	return a, nil
+	d.ports[device] = p
+	return p, nil
 }
 
 // macOf derives a locally administered address from the IPv4 address: it is
@@ -222,16 +284,30 @@ func (d *Driver) plugInto(a network.Attachment, bridge int) (*os.File, error) {
 	return f, nil
 }
 
-// Open returns the tap of an attachment, made again if it is gone.
+// Open returns the tap of an attachment: the descriptor from when it was
+// made, once, as long as all is well; else a new one of a tap that is made
+// again where needed.
 func (d *Driver) Open(ctx context.Context, a network.Attachment) (*os.File, error) {
 	d.mu.Lock()
 	known, ok := d.ports[a.Device]
-	d.mu.Unlock()
 	if !ok || known.PodID != a.PodID {
+		d.mu.Unlock()
 		return nil, fmt.Errorf("open device %s of pod %s: not attached to network %s: %w",
 			a.Device, a.PodID, d.cfg.Network, errdefs.ErrNotFound)
 	}
-	f, err := d.plug(ctx, known)
+	f, bridge := known.tap, d.bridge
+	known.tap = nil
+	d.mu.Unlock()
+	if f != nil {
+		if d.intact(a.Device, bridge) && drain(f) == nil {
+			return f, nil
+		}
+		f.Close()
+		d.mu.Lock()
+		d.ready = false
+		d.mu.Unlock()
+	}
+	f, err := d.plug(ctx, known.Attachment)
 	if err != nil {
 		return nil, fmt.Errorf("open device %s of pod %s: %w", a.Device, a.PodID, err)
 	}
@@ -239,7 +315,8 @@ func (d *Driver) Open(ctx context.Context, a network.Attachment) (*os.File, erro
 }
 
 // Detach removes the tap and gives back the address. The address goes last:
-// until then nobody else may have it.
+// until then nobody else may have it. A used tap is not kept for the next pod: its
+// VMM may have left filters and flags on it, and its address rests.
 func (d *Driver) Detach(_ context.Context, a network.Attachment) error {
 	if a.Network != d.cfg.Network || !d.isTapName(a.Device) {
 		return fmt.Errorf("detach device %q of network %q: not of network %s: %w",
@@ -251,6 +328,9 @@ func (d *Driver) Detach(_ context.Context, a network.Attachment) error {
 		d.mu.Unlock()
 		return nil // the device belongs to a later pod
 	}
+	if ok {
+		known.close()
+	}
 	d.mu.Unlock()
 
 	err := errors.Join(d.disallow(a), deleteTap(a.Device))
@@ -261,9 +341,17 @@ func (d *Driver) Detach(_ context.Context, a network.Attachment) error {
 	defer d.mu.Unlock()
 	delete(d.ports, a.Device)
 	if d.pool != nil && len(a.Addrs) > 0 {
-		d.pool.Release(a.Addrs[0].Addr(), a.PodID)
+		d.pool.Release(a.Addrs[0].Addr(), a.Device)
 	}
 	return nil
+}
+
+// close closes the tap's descriptor; the tap stays.
+func (p *port) close() {
+	if p.tap != nil {
+		p.tap.Close()
+		p.tap = nil
+	}
 }
 
 // isTapName says whether an interface of that name may be one of our taps.
@@ -275,10 +363,13 @@ func (d *Driver) isTapName(name string) bool {
 // Restore takes over what is in use, removes what is not, and sets up the
 // host's side.
 func (d *Driver) Restore(_ context.Context, inUse []network.Attachment) error {
+	d.filling.Lock()
+	defer d.filling.Unlock()
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.ready, d.pool, d.v6 = false, nil, netip.Prefix{}
-	clear(d.ports)
+	d.forgetLocked()
+	defer d.restLocked()
 	var errs error
 	for _, a := range inUse {
 		if a.Network != d.cfg.Network {
@@ -307,43 +398,69 @@ func (d *Driver) adoptLocked(a network.Attachment) error {
 		}
 		d.pool = pool
 	}
-	if err := d.pool.Take(a.Addrs[0].Addr(), a.PodID); err != nil {
+	if other, ok := d.ports[a.Device]; ok {
+		return fmt.Errorf("device %s belongs to pod %s: %w", a.Device, other.PodID, errdefs.ErrConflict)
+	}
+	if err := d.pool.Take(a.Addrs[0].Addr(), a.Device); err != nil {
 		return err
 	}
 	if len(a.Addrs) > 1 && a.Addrs[1].Addr().Is6() {
 		d.v6 = a.Addrs[1].Masked()
 	}
-	d.ports[a.Device] = a
+	d.ports[a.Device] = &port{Attachment: a}
 	return nil
 }
 
-// removeTapsLocked removes our taps that nothing uses.
+// forgetLocked lets go of all ports; what they have on the host stays.
+func (d *Driver) forgetLocked() {
+	for _, p := range d.ports {
+		p.close()
+	}
+	clear(d.ports)
+	d.idle = nil
+}
+
+// removeTapsLocked removes our taps that nothing uses, together: for each
+// the kernel waits, not works.
 func (d *Driver) removeTapsLocked() error {
 	taps, err := listTaps(d.isTapName)
 	if err != nil {
 		return err
 	}
-	for _, name := range taps {
+	var g errgroup.Group
+	errs := make([]error, len(taps))
+	for i, name := range taps {
 		if _, ok := d.ports[name]; !ok {
-			err = errors.Join(err, deleteTap(name))
+			g.Go(func() error {
+				errs[i] = deleteTap(name)
+				return nil
+			})
 		}
 	}
-	return err
+	_ = g.Wait() // they are in errs
+	return errors.Join(errs...)
 }
 
-// Close stops the name server. Pods stay connected.
+// Close stops the name server, and gives back what no pod has. Pods stay connected.
 func (d *Driver) Close() error {
+	d.filling.Lock()
+	defer d.filling.Unlock()
+	err := d.giveBack()
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	return d.closeLocked()
+	for _, p := range d.ports {
+		p.close()
+	}
+	return errors.Join(err, d.closeLocked())
 }
 
 func (d *Driver) closeLocked() error {
 	d.ready = false
+	err := d.rules.close()
 	if d.dns == nil {
-		return nil
+		return err
 	}
-	err := d.dns.Close()
+	err = errors.Join(err, d.dns.Close())
 	d.dns = nil
 	return err
 }
@@ -352,12 +469,14 @@ func (d *Driver) closeLocked() error {
 // not pods use it; sysctls stay as they are, others may rely on them by now.
 // The driver can be used again after Restore.
 func (d *Driver) Remove(_ context.Context) error {
+	d.filling.Lock()
+	defer d.filling.Unlock()
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	err := d.closeLocked()
-	clear(d.ports)
+	d.want = 0
+	d.forgetLocked()
 	d.pool = nil
-	err = errors.Join(err, d.removeTapsLocked(), deleteBridge(d.cfg.Bridge), d.removeRules())
+	err := errors.Join(d.removeTapsLocked(), deleteBridge(d.cfg.Bridge), d.removeRules(), d.closeLocked())
 	if err != nil {
 		return fmt.Errorf("remove network %s: %w", d.cfg.Network, err)
 	}
@@ -367,8 +486,8 @@ func (d *Driver) Remove(_ context.Context) error {
 // portsLocked are the attachments in use, in a fixed order.
 func (d *Driver) portsLocked() []network.Attachment {
 	ports := make([]network.Attachment, 0, len(d.ports))
-	for _, a := range d.ports {
-		ports = append(ports, a)
+	for _, p := range d.ports {
+		ports = append(ports, p.Attachment)
 	}
 	slices.SortFunc(ports, func(a, b network.Attachment) int {
 		return a.Addrs[0].Addr().Compare(b.Addrs[0].Addr())

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"sync"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
@@ -59,10 +60,10 @@ func (d *Driver) bridgeTable() *nftables.Table {
 // writeRulesLocked replaces both tables in one transaction: there is no
 // moment without rules, and what was added or lost in between is put right.
 func (d *Driver) writeRulesLocked() error {
-	c, err := nftables.New()
-	if err != nil {
-		return rulesError("write", err)
-	}
+	return rulesError("write", d.rules.do(d.addAllLocked))
+}
+
+func (d *Driver) addAllLocked(c *nftables.Conn) error {
 	for _, t := range []*nftables.Table{d.inetTable(), d.bridgeTable()} {
 		c.AddTable(t) // so that there is one to delete
 		c.DelTable(t)
@@ -76,7 +77,7 @@ func (d *Driver) writeRulesLocked() error {
 			return err
 		}
 	}
-	return rulesError("write", c.Flush())
+	return c.Flush()
 }
 
 func (d *Driver) addRules(c *nftables.Conn, server netip.AddrPort) error {
@@ -119,15 +120,13 @@ func Probe() error {
 
 // removeRules deletes both tables; nil when there are none.
 func (d *Driver) removeRules() error {
-	c, err := nftables.New()
-	if err != nil {
-		return rulesError("remove", err)
-	}
-	for _, t := range []*nftables.Table{d.inetTable(), d.bridgeTable()} {
-		c.AddTable(t)
-		c.DelTable(t)
-	}
-	return rulesError("remove", c.Flush())
+	return rulesError("remove", d.rules.do(func(c *nftables.Conn) error {
+		for _, t := range []*nftables.Table{d.inetTable(), d.bridgeTable()} {
+			c.AddTable(t)
+			c.DelTable(t)
+		}
+		return c.Flush()
+	}))
 }
 
 func rulesError(verb string, err error) error {
@@ -237,31 +236,80 @@ func (d *Driver) portSet(name string, address nftables.SetDatatype) *nftables.Se
 // allow lets the addresses of a port through, disallow no longer. Both are
 // idempotent.
 func (d *Driver) allow(a network.Attachment) error {
-	c, err := nftables.New()
-	if err != nil {
-		return rulesError("add to", err)
-	}
-	if err := d.addElements(c, a); err != nil {
-		return err
-	}
-	return rulesError("add to", c.Flush())
+	return rulesError("add to", d.rules.do(func(c *nftables.Conn) error {
+		if err := d.addElements(c, a); err != nil {
+			return err
+		}
+		return c.Flush()
+	}))
 }
 
 func (d *Driver) disallow(a network.Attachment) error {
-	c, err := nftables.New()
-	if err != nil {
-		return rulesError("remove from", err)
-	}
-	for _, e := range d.elements(a) {
-		if err := c.SetDeleteElements(e.set, []nftables.SetElement{e.element}); err != nil {
-			return fmt.Errorf("nftables set %s: %w", e.set.Name, err)
+	err := d.rules.do(func(c *nftables.Conn) error {
+		for _, e := range d.elements(a) {
+			if err := c.SetDeleteElements(e.set, []nftables.SetElement{e.element}); err != nil {
+				return fmt.Errorf("nftables set %s: %w", e.set.Name, err)
+			}
 		}
-	}
+		return c.Flush()
+	})
 	// They come and go together: when one is not there, none is.
-	if err := c.Flush(); !errors.Is(err, unix.ENOENT) {
-		return rulesError("remove from", err)
+	if errors.Is(err, unix.ENOENT) {
+		return nil
 	}
-	return nil
+	return rulesError("remove from", err)
+}
+
+// tablesExist says whether both tables are there; who flushes a firewall
+// takes them whole.
+func (d *Driver) tablesExist() bool {
+	return d.rules.do(func(c *nftables.Conn) error {
+		for _, t := range []*nftables.Table{d.inetTable(), d.bridgeTable()} {
+			if _, err := c.ListTableOfFamily(t.Name, t.Family); err != nil {
+				return err
+			}
+		}
+		return nil
+	}) == nil
+}
+
+// A ruleConn is a connection to nftables that stays open: when one is
+// closed, the kernel waits until what was deleted before by anybody is gone (some ms),
+// and others with it.
+type ruleConn struct {
+	mu   sync.Mutex
+	conn *nftables.Conn // nil when closed
+}
+
+// do has f use the connection, alone. After an error there may be commands in it, or
+// replies to come, that must not meet the next user.
+func (r *ruleConn) do(f func(c *nftables.Conn) error) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.conn == nil {
+		c, err := nftables.New(nftables.AsLasting())
+		if err != nil {
+			return err
+		}
+		r.conn = c
+	}
+	err := f(r.conn)
+	if err != nil {
+		_ = r.conn.CloseLasting() // f's error is the one to know
+		r.conn = nil
+	}
+	return err
+}
+
+func (r *ruleConn) close() error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.conn == nil {
+		return nil
+	}
+	err := r.conn.CloseLasting()
+	r.conn = nil
+	return err
 }
 
 func (d *Driver) addElements(c *nftables.Conn, a network.Attachment) error {

@@ -15,7 +15,8 @@ import (
 const tunDevice = "/dev/net/tun"
 
 // openTap opens the tap of that name and makes it when it is not there. It
-// stays when the descriptor is closed (kernel: networking/tuntap.rst).
+// stays when the descriptor is closed (kernel: networking/tuntap.rst), but
+// that with name "": it has a name of the kernel's choice.
 func openTap(name string) (*os.File, error) {
 	fd, err := unix.Open(tunDevice, unix.O_RDWR|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
 	if err != nil {
@@ -26,7 +27,7 @@ func openTap(name string) (*os.File, error) {
 		req.SetUint16(unix.IFF_TAP | unix.IFF_NO_PI | unix.IFF_VNET_HDR)
 		err = unix.IoctlIfreq(fd, unix.TUNSETIFF, req)
 	}
-	if err == nil {
+	if err == nil && name != "" {
 		err = unix.IoctlSetInt(fd, unix.TUNSETPERSIST, 1)
 	}
 	if err != nil {
@@ -35,6 +36,29 @@ func openTap(name string) (*os.File, error) {
 	}
 	// Only now may the runtime poll it: polling wants the device attached.
 	return os.NewFile(uintptr(fd), tunDevice), nil
+}
+
+// drain drops the frames that wait to be read: those the bridge sent to all
+// while the tap was nobody's.
+func drain(f *os.File) error {
+	conn, err := f.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var b [128]byte // the rest of a frame is dropped
+	var readErr error
+	err = conn.Control(func(fd uintptr) {
+		const most = 2000 // twice a tap's queue: somebody floods the bridge
+		for range most {
+			if _, readErr = unix.Read(int(fd), b[:]); readErr != nil {
+				break
+			}
+		}
+	})
+	if errors.Is(readErr, unix.EAGAIN) {
+		readErr = nil
+	}
+	return errors.Join(err, readErr)
 }
 
 // connectTap puts the tap on the bridge and brings it up, without an address

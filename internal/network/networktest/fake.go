@@ -2,12 +2,14 @@ package networktest
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"net"
 	"net/netip"
 	"os"
 	"regexp"
+	"strings"
 	"sync"
 
 	"github.com/containerd/errdefs"
@@ -20,11 +22,16 @@ import (
 // host. It keeps the contract; only its devices are /dev/null.
 type Fake struct {
 	mu   sync.Mutex
-	pool *ipam.Pool
+	pool *ipam.Pool                    // addresses are owned by devices
 	pods map[string]network.Attachment // by device
+	idle []network.Attachment          // made ahead of time
+	want int
 }
 
-var _ network.Driver = (*Fake)(nil)
+var (
+	_ network.Driver   = (*Fake)(nil)
+	_ network.Preparer = (*Fake)(nil)
+)
 
 // FakeNetwork is the name of the one network a Fake has.
 const FakeNetwork = "default"
@@ -44,6 +51,7 @@ func NewFake() *Fake {
 func (f *Fake) reset() {
 	f.pool, _ = ipam.New(fakeSubnet) // the subnet is a good one
 	f.pods = map[string]network.Attachment{}
+	f.idle = nil
 }
 
 // Name is "fake".
@@ -59,27 +67,70 @@ func (f *Fake) Attach(ctx context.Context, id string) (network.Attachment, error
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	device := "fak" + id[:min(len(id), 12)]
-	if _, ok := f.pods[device]; ok {
-		return network.Attachment{}, fmt.Errorf("attach pod %s: %w", id, errdefs.ErrAlreadyExists)
+	for _, a := range f.pods {
+		if short(a.PodID) == short(id) {
+			return network.Attachment{}, fmt.Errorf("attach pod %s: %w", id, errdefs.ErrAlreadyExists)
+		}
 	}
-	addr, err := f.pool.Reserve(id)
-	if err != nil {
+	var a network.Attachment
+	var err error
+	if len(f.idle) > 0 {
+		a, f.idle = f.idle[0], f.idle[1:]
+		f.refillLocked()
+	} else if a, err = f.makeLocked(); err != nil {
 		return network.Attachment{}, fmt.Errorf("attach pod %s: %w", id, err)
 	}
+	a.PodID = id
+	f.pods[a.Device] = a
+	return a, nil
+}
+
+func short(id string) string { return id[:min(len(id), 12)] }
+
+// makeLocked makes an attachment that is nobody's yet.
+func (f *Fake) makeLocked() (network.Attachment, error) {
+	device := "fak" + strings.ToLower(rand.Text()[:12])
+	addr, err := f.pool.Reserve(device)
+	if err != nil {
+		return network.Attachment{}, err
+	}
 	b := addr.As4()
-	a := network.Attachment{
+	return network.Attachment{
 		Network: FakeNetwork,
-		PodID:   id,
 		Device:  device,
 		MAC:     net.HardwareAddr{2, 'f', b[0], b[1], b[2], b[3]},
 		Addrs:   []netip.Prefix{netip.PrefixFrom(addr, fakeSubnet.Bits())},
 		Gateway: []netip.Addr{f.pool.Gateway()},
 		DNS:     []netip.Addr{f.pool.Gateway()},
 		MTU:     1500,
+	}, nil
+}
+
+// Prepare makes n attachments at once.
+func (f *Fake) Prepare(n int) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.want = n
+	f.refillLocked()
+}
+
+func (f *Fake) refillLocked() {
+	for len(f.idle) > f.want {
+		f.pool.Release(f.idle[0].Addrs[0].Addr(), f.idle[0].Device)
+		f.idle = f.idle[1:]
 	}
-	f.pods[device] = a
-	return a, nil
+	for len(f.idle) < f.want {
+		a, err := f.makeLocked()
+		if err != nil {
+			return
+		}
+		f.idle = append(f.idle, a)
+	}
+}
+
+// Spare opens /dev/null.
+func (f *Fake) Spare(context.Context) (*os.File, error) {
+	return os.OpenFile(os.DevNull, os.O_RDWR, 0)
 }
 
 // Open opens /dev/null.
@@ -99,7 +150,7 @@ func (f *Fake) Detach(_ context.Context, a network.Attachment) error {
 	defer f.mu.Unlock()
 	if known, ok := f.pods[a.Device]; ok && known.PodID == a.PodID {
 		delete(f.pods, a.Device)
-		f.pool.Release(known.Addrs[0].Addr(), a.PodID)
+		f.pool.Release(known.Addrs[0].Addr(), a.Device)
 	}
 	return nil
 }
@@ -114,14 +165,18 @@ func (f *Fake) Restore(_ context.Context, inUse []network.Attachment) error {
 		if a.Network != FakeNetwork {
 			continue
 		}
-		if err := f.pool.Take(a.Addrs[0].Addr(), a.PodID); err != nil {
+		if err := f.pool.Take(a.Addrs[0].Addr(), a.Device); err != nil {
 			errs = errors.Join(errs, fmt.Errorf("restore pod %s: %w", a.PodID, err))
 			continue
 		}
 		f.pods[a.Device] = a
 	}
+	f.refillLocked()
 	return errs
 }
 
-// Close does nothing.
-func (f *Fake) Close() error { return nil }
+// Close gives back what no pod has.
+func (f *Fake) Close() error {
+	f.Prepare(0)
+	return nil
+}

@@ -32,6 +32,8 @@ func Run(t *testing.T, start func(t *testing.T) network.Driver) {
 		{"detach", testDetach},
 		{"late detach spares the successor", testLateDetach},
 		{"addresses rest before they are given again", testRest},
+		{"made ahead of time", testPrepared},
+		{"connected to nothing", testSpare},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -43,6 +45,7 @@ func Run(t *testing.T, start func(t *testing.T) network.Driver) {
 		})
 	}
 	t.Run("restore", func(t *testing.T) { testRestore(t, start) })
+	t.Run("restore after some were made ahead of time", func(t *testing.T) { testRestorePrepared(t, start) })
 	t.Run("restore of two with one address", func(t *testing.T) { testRestoreConflict(t, start) })
 }
 
