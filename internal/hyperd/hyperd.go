@@ -294,6 +294,9 @@ func (d *daemon) openPods(ctx context.Context, parts Parts) error {
 	if err := d.pods.Adopt(ctx); err != nil {
 		return err
 	}
+	if p, ok := d.net.(network.Preparer); ok { // knows by now what is in use
+		p.Prepare(d.cfg.Warm + sparePorts)
+	}
 	d.pods.Prepare()
 	return nil
 }
@@ -338,7 +341,6 @@ func (d *daemon) openTemplates(ctx context.Context, bootFiles func(string) (pod.
 		},
 	}
 	if p, ok := d.net.(network.Preparer); ok {
-		p.Prepare(d.cfg.Warm + 1)
 		cfg.Spare = p.Spare
 	}
 	if d.templates, err = template.Open(ctx, cfg); err != nil {
@@ -347,6 +349,10 @@ func (d *daemon) openTemplates(ctx context.Context, bootFiles func(string) (pod.
 	d.onClose(func() error { d.templates.Close(); return nil })
 	return nil
 }
+
+// sparePorts is how many addresses and devices are kept ready beside those of
+// warm VMs: as many starts at once need none made.
+const sparePorts = 4
 
 // unusedTemplate is how long the memory of a template is kept for nobody.
 const unusedTemplate = 24 * time.Hour
