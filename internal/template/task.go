@@ -98,6 +98,9 @@ func (s *Store) create(ctx context.Context, e *entry, shape Shape) error {
 	}
 	m := manifest{Key: e.key, Shape: shape, Machine: handle.Machine, Created: time.Now().UTC(), MakeTime: time.Since(begin).Seconds()}
 	err = s.keep(ctx, e, m, saved)
+	s.mu.Lock()
+	e.kept = err == nil
+	s.mu.Unlock()
 	if ctx.Err() != nil {
 		closeSaved(saved)
 		return context.Cause(ctx)
@@ -106,7 +109,7 @@ func (s *Store) create(ctx context.Context, e *entry, shape Shape) error {
 		s.cfg.Log.Warn("template lasts only as long as hyperd", "id", e.id, "err", err)
 	}
 	s.mu.Lock()
-	e.kept = err == nil
+	e.info.Error = ""
 	if err != nil {
 		e.info.Error = "not kept on disk: " + brief(err)
 	}
