@@ -22,9 +22,10 @@ type spec struct {
 	Cmdline string
 	Sandbox bool // this QEMU knows -sandbox
 
-	MemoryFD int  // the file that is the guest's memory; 0: anonymous memory
-	StateFD  int  // what a clone restores; not an argument
-	Clone    bool // restores instead of booting; its memory is a private copy
+	MemoryFD   int  // the file that is the guest's memory; 0: anonymous memory
+	StateFD    int  // what a clone restores; not an argument
+	Unfiltered bool // has memory that can't be given back (giveback.go); not an argument
+	Clone      bool // restores instead of booting; its memory is a private copy
 
 	KernelFD int // not with Clone
 	InitrdFD int // 0: no initrd

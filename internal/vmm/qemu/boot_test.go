@@ -32,8 +32,8 @@ func shortDir(t testing.TB) string {
 	return dir
 }
 
-// boot starts a VM and returns it with a function that asks its testguest.
-func boot(t testing.TB, d *Driver, cfg vmm.Config) (vmm.VM, func(request string) string) {
+// bootVM starts a VM and returns it with a function that asks its testguest.
+func bootVM(t testing.TB, d *Driver, cfg vmm.Config) (vmm.VM, func(request string) string) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	t.Cleanup(cancel)
@@ -98,7 +98,7 @@ func TestFullMachine(t *testing.T) {
 			}
 			d := New(Options{})
 			t.Cleanup(d.Close)
-			_, ask := boot(t, d, cfg)
+			_, ask := bootVM(t, d, cfg)
 			for request, want := range map[string]string{
 				"fact cpus": "2", "fact macs": "02:00:00:00:00:09/1400",
 				"read disk-number-00000000": "0", "read disk-number-00000019": "19",
@@ -168,7 +168,7 @@ func BenchmarkColdBoot(b *testing.B) {
 		for _, cpus := range []int{1, 2, 4} {
 			b.Run(fmt.Sprintf("%s/%d", m, cpus), func(b *testing.B) {
 				for range b.N {
-					v, ask := boot(b, d, vmm.Config{
+					v, ask := bootVM(b, d, vmm.Config{
 						ID: "bench", Dir: shortDir(b), Machine: m, Kernel: kernel, Initrd: initrd, CPUs: cpus, MemMiB: 128,
 					})
 					ask("echo x")

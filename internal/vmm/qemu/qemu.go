@@ -60,6 +60,8 @@ type Driver struct {
 	probing sync.Mutex // held during the probe, which is done once
 	host    *host      // nil until probed
 
+	memory memoryFDs
+
 	mu  sync.Mutex
 	vms map[*vm]struct{} // all that Close has to let go of
 }

@@ -74,11 +74,21 @@ func (d *Driver) launchIn(ctx context.Context, binary string, cfg vmm.Config, s 
 		}
 		ours = append(ours, path)
 	}
-	v, err := d.launch(ctx, binary, cfg, s)
-	if err != nil {
+	clean := func() {
 		for _, path := range ours {
 			_ = os.Remove(path)
 		}
+	}
+	v, err := d.launch(ctx, binary, cfg, s)
+	for tries := 0; err == nil && tries < filterTries && v.misfiltered; tries++ {
+		if err = v.abandon(ctx); err == nil {
+			clean()
+			s.Unfiltered = tries == filterTries-1
+			v, err = d.launch(ctx, binary, cfg, s)
+		}
+	}
+	if err != nil {
+		clean()
 	}
 	return v, err
 }
@@ -107,7 +117,12 @@ func (d *Driver) launch(ctx context.Context, binary string, cfg vmm.Config, s sp
 		return nil, err
 	}
 	args := s.argv()
-	p, err := in.exec(binary, args, cfg.Dir)
+	var filtered int
+	layout := s.layout(binary)
+	if s.Clone && !s.Unfiltered {
+		filtered = d.memory.get(layout)
+	}
+	p, err := in.exec(binary, args, cfg.Dir, filtered)
 	if err != nil {
 		return nil, err
 	}
@@ -119,6 +134,12 @@ func (d *Driver) launch(ctx context.Context, binary string, cfg vmm.Config, s sp
 		v, err = d.greet(ctx, p, cfg, s)
 	}
 	if err == nil {
+		if s.Clone && !s.Unfiltered {
+			if fd := memoryFD(p.pid, s.MemoryFD, filtered); fd != 0 && fd != filtered {
+				v.misfiltered = true
+				d.memory.learn(layout, fd)
+			}
+		}
 		return v, nil
 	}
 	status := p.end(ctx)
@@ -173,6 +194,17 @@ func (d *Driver) greet(ctx context.Context, p *process, cfg vmm.Config, s spec) 
 		return nil, err
 	}
 	return v, nil
+}
+
+// abandon ends a VM that nobody knows yet.
+func (v *vm) abandon(ctx context.Context) error {
+	v.disconnect()
+	err := v.process.kill()
+	if err == nil {
+		v.process.end(ctx)
+		v.process.close()
+	}
+	return err
 }
 
 // end waits for a child to end, and says how. A QEMU that has closed its end
@@ -385,7 +417,9 @@ func (in *inheritance) listen(path string) (int, error) {
 
 // exec starts QEMU in a session of its own, so that no signal to ours, and
 // not our end, ends it.
-func (in *inheritance) exec(binary string, args []string, dir string) (*process, error) {
+//
+// For filtered, unless it is 0, see giveback.go.
+func (in *inheritance) exec(binary string, args []string, dir string, filtered int) (*process, error) {
 	null, err := os.Open(os.DevNull)
 	if err != nil {
 		return nil, err
@@ -397,11 +431,20 @@ func (in *inheritance) exec(binary string, args []string, dir string) (*process,
 	}
 	defer log.Close()
 	var pidfd int
-	child, err := os.StartProcess(binary, slices.Concat([]string{binary}, args), &os.ProcAttr{
-		Dir: "/", Env: environ,
-		Files: slices.Concat([]*os.File{null, log, log}, in.files),
-		Sys:   &syscall.SysProcAttr{Setsid: true, PidFD: &pidfd},
-	})
+	var child *os.Process
+	start := func() (err error) {
+		child, err = os.StartProcess(binary, slices.Concat([]string{binary}, args), &os.ProcAttr{
+			Dir: "/", Env: environ,
+			Files: slices.Concat([]*os.File{null, log, log}, in.files),
+			Sys:   &syscall.SysProcAttr{Setsid: true, PidFD: &pidfd},
+		})
+		return err
+	}
+	if filtered != 0 {
+		err = withoutHoles(filtered, start)
+	} else {
+		err = start()
+	}
 	if err != nil {
 		return nil, fmt.Errorf("start QEMU: %w", err)
 	}

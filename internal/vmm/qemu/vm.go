@@ -43,9 +43,10 @@ type vm struct {
 	reading sync.Mutex     // held while the console is read
 	events  sync.WaitGroup // goroutines that look into events
 
-	saveable bool        // its memory is a file
-	resumed  atomic.Bool // QEMU said so, when a clone's state was loaded
-	migrated chan string // how saving ended; room for one
+	saveable    bool        // its memory is a file
+	misfiltered bool        // with a filter for a wrong descriptor (giveback.go)
+	resumed     atomic.Bool // QEMU said so, when a clone's state was loaded
+	migrated    chan string // how saving ended; room for one
 
 	filling sync.Mutex
 	slots   map[string]bool // of each empty slot: is it read-only; nil: not known
