@@ -201,6 +201,10 @@ func BenchmarkRead(b *testing.B) {
 		}
 	})
 	b.Run("read", func(b *testing.B) {
+		os.RemoveAll(filepath.Join(dir, "t"))
+		if err := write(b.Context(), filepath.Join(dir, "t"), filepath.Join(dir, "tmp"), m, saved); err != nil {
+			b.Fatal(err)
+		}
 		for b.Loop() {
 			_, saved, err := read(b.Context(), filepath.Join(dir, "t"), m.Key, func(int64) error { return nil })
 			if err != nil {
