@@ -247,7 +247,9 @@ func (s *suite) cloneErrors(t *testing.T) {
 		})
 	}
 	// None of this has done harm.
-	s.expect(t, s.dial(t, s.start(t, d, s.cloneConfig(t, m))), "recall", templateKnows)
+	vm := s.start(t, d, s.cloneConfig(t, m))
+	s.expect(t, s.dial(t, vm), "recall", templateKnows)
+	s.kill(t, vm)
 	m.unchanged(t)
 }
 

@@ -116,12 +116,20 @@ func (s *suite) startAll(t *testing.T, d vmm.Driver, cfgs ...vmm.Config) []vmm.V
 	return vms
 }
 
+// killAtEnd kills a VM, unless the test does. It may fail before it has
+// closed the driver that the VM is connected to: then there is no adopting.
 func (s *suite) killAtEnd(t *testing.T, h vmm.Handle) {
 	t.Cleanup(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+		defer cancel()
 		d := s.newDriver(t)
 		defer d.Close()
-		if vm, err := d.Adopt(context.Background(), h); err == nil {
-			vm.Kill(context.Background())
+		vm, err := d.Adopt(ctx, h)
+		if err == nil {
+			err = vm.Kill(ctx)
+		}
+		if err != nil && !errors.Is(err, vmm.ErrGone) {
+			t.Logf("%v; ended from outside: %v", err, s.o.Crash(h))
 		}
 	})
 }
@@ -140,6 +148,10 @@ func (s *suite) dial(t *testing.T, vm vmm.VM) *client {
 	t.Helper()
 	conn, err := vm.Dial(s.ctx(t))
 	if err != nil {
+		if errors.Is(err, vmm.ErrGone) {
+			<-vm.Done()
+			t.Logf("%+v", vm.Exit())
+		}
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { conn.Close() })
