@@ -96,7 +96,7 @@ func (b *bench) idle(ctx context.Context, c contender) (_ costs, err error) {
 			continue
 		}
 		theirs = append(theirs, pid)
-		if size, ok := clonePrivate(pid); ok {
+		if size, ok := clonePrivate(pid); ok && c.road == clone.road {
 			m.own = append(m.own, stats.Megabytes(size))
 		}
 	}
