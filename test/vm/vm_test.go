@@ -10,6 +10,7 @@ package vm
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
 	"errors"
 	"flag"
 	"fmt"
@@ -283,13 +284,19 @@ func (h *host) remains() []string {
 	// A VM's output goes to a file in its directory, whatever its command line says.
 	outputs, _ := filepath.Glob("/proc/[0-9]*/fd/1")
 	for _, fd := range outputs {
-		if to, _ := os.Readlink(fd); strings.HasPrefix(to, h.run+"/pods/") {
+		if to, _ := os.Readlink(fd); strings.HasPrefix(to, h.run+"/pods/") || strings.HasPrefix(to, h.run+"/making/") {
 			left = append(left, "process "+fd+" with "+to)
 		}
 	}
-	for _, pattern := range []string{h.run + "/pods/*", h.root + "/containers/*", "/sys/class/net/" + h.prefix + "[0-9a-f]*[0-9a-f]"} {
+	for _, pattern := range []string{h.run + "/pods/*", h.run + "/making/*", h.root + "/containers/*", "/sys/fs/cgroup/*/" + h.cgroup() + "/*/cgroup.procs", "/sys/class/net/" + h.prefix + "[0-9a-f]*[0-9a-f]"} {
 		found, _ := filepath.Glob(pattern)
 		left = append(left, found...)
 	}
 	return left
+}
+
+// cgroup is the parent of the cgroups of this hyperd's VMs.
+func (h *host) cgroup() string {
+	sum := sha256.Sum256([]byte(h.run))
+	return fmt.Sprintf("hyper-%x", sum[:6])
 }
