@@ -4,6 +4,9 @@
 // It never changes anything of another hyperd, and takes away all it made.
 // Times move with what else the machine does: they mean something on an idle
 // machine only, so the table says how busy it was.
+//
+// Beside it are bench/start (starts against other products) and bench/slots
+// (virtio-blk against virtio-pmem for image layers).
 package main
 
 import (

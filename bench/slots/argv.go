@@ -18,8 +18,8 @@ type road struct{ machine, kind string }
 
 func (r road) String() string { return r.machine + "-" + r.kind }
 
-// roads are all that exist: virtio-pmem is a PCI device in QEMU, and microvm
-// has no PCI.
+// roads are all that work: microvm takes a bare virtio-pmem too, but in QEMU
+// only the PCI device has its memory mapped.
 var roads = []road{{"microvm", blk}, {"q35", blk}, {"q35", pmem}, {"pc", blk}, {"pc", pmem}}
 
 // shape is what all templates have in common.
