@@ -202,7 +202,8 @@ const SlotBytes = 16 << 40
 
 // Saved is what Save left of a VM: clones are made of it, any number, and
 // none can change it. Both files are read only, also by a VMM that has been
-// taken over by its guest: Memory is a memfd sealed against writing.
+// taken over by its guest: Memory is a memfd sealed against writing, or a
+// read-only loop device of MemMiB, whose ioctls the driver keeps from the VMM.
 type Saved struct {
 	Memory *os.File // the guest's memory, mapped copy-on-write by clones
 	State  *os.File // of the devices, read from its beginning

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/sha256"
+	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
@@ -128,7 +129,7 @@ func smaps(t testing.TB, pid int) map[string]int {
 				name = f[5]
 			}
 			switch {
-			case strings.Contains(name, "memfd:memory"):
+			case strings.Contains(name, "memfd:memory"), strings.HasPrefix(name, "/dev/loop"):
 				kind = "memory"
 			case strings.Contains(name, "[heap]"):
 				kind = "heap"
@@ -149,19 +150,50 @@ func smaps(t testing.TB, pid int) map[string]int {
 	return sums
 }
 
+// loopOf is a read-only device with the contents of memory.
+func loopOf(t *testing.T, memory *os.File) *os.File {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "memory")
+	if out, err := exec.Command("cp", "--sparse=always", fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), memory.Fd()), path).CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	name, err := exec.Command("losetup", "--read-only", "--direct-io=on", "--find", "--show", path).Output()
+	if err != nil {
+		t.Skipf("no loop device: %v", err)
+	}
+	dev := strings.TrimSpace(string(name))
+	t.Cleanup(func() {
+		if out, err := exec.Command("losetup", "--detach", dev).CombinedOutput(); err != nil {
+			t.Errorf("%v: %s", err, out)
+		}
+	})
+	f, err := os.Open(dev)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { f.Close() })
+	return f
+}
+
 // TestMemoryGoesBack: what a clone's guest frees the host gets back, and the
 // template stays as it is, whatever its clones do.
 func TestMemoryGoesBack(t *testing.T) {
 	const mostLeft = 100 // MiB; what is free in pieces of less than 2 MiB is not reported
 	kernel, initrd := vmmtest.Kernel(t), guestInitrd(t)
-	for _, m := range []vmm.Machine{vmm.MachineMicroVM, vmm.MachineQ35} {
-		t.Run(string(m), func(t *testing.T) {
+	for _, c := range []struct {
+		machine vmm.Machine
+		device  bool
+	}{{vmm.MachineMicroVM, false}, {vmm.MachineQ35, false}, {vmm.MachineMicroVM, true}} {
+		t.Run(fmt.Sprintf("%s device=%t", c.machine, c.device), func(t *testing.T) {
 			d := New(Options{})
 			t.Cleanup(d.Close)
 			cfg := saved(t, d, vmm.Config{
-				Machine: m, Kernel: kernel, Initrd: initrd, CPUs: 1, MemMiB: 1024,
+				Machine: c.machine, Kernel: kernel, Initrd: initrd, CPUs: 1, MemMiB: 1024,
 				Disks: []vmm.Disk{{ID: "l0", ReadOnly: true}, {ID: "w0"}},
 			})
+			if c.device {
+				cfg.Restore.Memory = loopOf(t, cfg.Restore.Memory)
+			}
 			before := hashOf(t, cfg.Restore.Memory)
 			var vms []*vm
 			for i := range 3 {
@@ -238,17 +270,44 @@ func TestHolesAreFiltered(t *testing.T) {
 		return b[0] == 0
 	}
 	// fallocate(1) inherits 3 and 4, and opens its file as 5.
-	if err := withoutHoles(5, child); err != nil {
+	if err := confined(5, child); err != nil {
 		t.Fatal(err)
 	}
 	if holes(f) || holes(other) {
 		t.Error("a hole was made")
 	}
-	if err := withoutHoles(6, child); err != nil {
+	if err := confined(6, child); err != nil {
 		t.Fatal(err)
 	}
 	if !holes(f) || !holes(other) {
 		t.Error("holes on another descriptor were not made")
+	}
+}
+
+// TestLoopsAreFiltered: nobody confined controls loop devices, or makes a
+// device writable; other ioctls work.
+func TestLoopsAreFiltered(t *testing.T) {
+	const changeFD = 0x4c06 // LOOP_CHANGE_FD
+	f := vmmtest.Memfd(t, "x", 0)
+	err := confined(0, func() error {
+		for _, req := range []uint{changeFD, unix.LOOP_CLR_FD, unix.LOOP_SET_STATUS64, unix.LOOP_SET_FD, unix.LOOP_CONFIGURE, unix.BLKROSET} {
+			if err := unix.IoctlSetInt(int(f.Fd()), req, 0); !errors.Is(err, unix.EPERM) {
+				t.Errorf("ioctl %#x: %v", req, err)
+			}
+		}
+		for _, req := range []uint{unix.BLKROGET, unix.BLKGETSIZE64} {
+			if err := unix.IoctlSetInt(int(f.Fd()), req, 0); !errors.Is(err, unix.ENOTTY) {
+				t.Errorf("ioctl %#x: %v", req, err)
+			}
+		}
+		const x32 = 0x40000000
+		if _, _, errno := unix.RawSyscall(x32|unix.SYS_IOCTL, f.Fd(), unix.LOOP_CLR_FD, 0); errno != unix.EPERM {
+			t.Errorf("by the way of x32: %v", errno)
+		}
+		return nil
+	})
+	if err != nil {
+		t.Error(err)
 	}
 }
 

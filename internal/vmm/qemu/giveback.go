@@ -90,16 +90,23 @@ func memoryFD(pid, inherited, guess int) int {
 	return 0
 }
 
-// withoutHoles calls start on a thread where punching a hole into descriptor
-// fd seems to succeed and does nothing; the process that start makes inherits
-// that, and the thread ends.
-func withoutHoles(fd int, start func() error) error {
+// unconfined in the place of a descriptor stands for no filter.
+const unconfined = -1
+
+// confined calls start on a thread where punching a hole into descriptor fd
+// seems to succeed and does nothing, and where loop devices can't be
+// controlled: their ioctls ask for no privilege, and with LOOP_CHANGE_FD whoever has a
+// template's device open puts another file into it. The process that start
+// makes inherits that, and the thread ends. For fd 0, /dev/null, only the second counts.
+func confined(fd int, start func() error) error {
 	done := make(chan error)
 	go func() {
 		runtime.LockOSThread() // and never unlocked: the thread goes with the goroutine
-		// On a host that has no seccomp memory is not given back.
-		_ = filterHoles(fd)
-		done <- start()
+		err := filter(fd)
+		if err == nil {
+			err = start()
+		}
+		done <- err
 	}()
 	return <-done
 }
@@ -113,21 +120,35 @@ const (
 	dataArg1 = 24
 )
 
-// filterHoles installs the filter on this thread only.
-func filterHoles(fd int) error {
-	const ld, jeq, jset, ret = unix.BPF_LD | unix.BPF_W | unix.BPF_ABS, unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K,
-		unix.BPF_JMP | unix.BPF_JSET | unix.BPF_K, unix.BPF_RET | unix.BPF_K
+const (
+	x32Bit = 0x40000000 // of the numbers of another ABI's calls
+	// _IOC_TYPE of an ioctl, and that of loop devices (linux/loop.h).
+	ioctlType, ioctlLoop = 0xff00, 'L' << 8
+)
+
+// filter installs the filter on this thread only.
+func filter(fd int) error {
+	const ld, jeq, jge, jset, and, ret = unix.BPF_LD | unix.BPF_W | unix.BPF_ABS, unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K,
+		unix.BPF_JMP | unix.BPF_JGE | unix.BPF_K, unix.BPF_JMP | unix.BPF_JSET | unix.BPF_K,
+		unix.BPF_ALU | unix.BPF_AND | unix.BPF_K, unix.BPF_RET | unix.BPF_K
 	filter := []unix.SockFilter{
 		{Code: ld, K: dataArch},
-		{Code: jeq, K: unix.AUDIT_ARCH_X86_64, Jf: 7},
+		{Code: jeq, K: unix.AUDIT_ARCH_X86_64, Jf: 13},
 		{Code: ld, K: dataNr},
-		{Code: jeq, K: unix.SYS_FALLOCATE, Jf: 5},
+		{Code: jge, K: x32Bit, Jt: 11},
+		{Code: jeq, K: unix.SYS_IOCTL, Jt: 5},
+		{Code: jeq, K: unix.SYS_FALLOCATE, Jf: 8},
 		{Code: ld, K: dataArg0},
-		{Code: jeq, K: uint32(fd), Jf: 3},
+		{Code: jeq, K: uint32(fd), Jf: 6},
 		{Code: ld, K: dataArg1},
-		{Code: jset, K: unix.FALLOC_FL_PUNCH_HOLE, Jf: 1},
-		{Code: ret, K: unix.SECCOMP_RET_ERRNO}, // errno 0: success
+		{Code: jset, K: unix.FALLOC_FL_PUNCH_HOLE, Jt: 6, Jf: 4},
+		{Code: ld, K: dataArg1}, // an ioctl
+		{Code: jeq, K: unix.BLKROSET, Jt: 3},
+		{Code: and, K: ioctlType},
+		{Code: jeq, K: ioctlLoop, Jt: 1},
 		{Code: ret, K: unix.SECCOMP_RET_ALLOW},
+		{Code: ret, K: unix.SECCOMP_RET_ERRNO | uint32(unix.EPERM)},
+		{Code: ret, K: unix.SECCOMP_RET_ERRNO}, // errno 0: success
 	}
 	if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
 		return fmt.Errorf("set no_new_privs: %w", err)

@@ -117,10 +117,13 @@ func (d *Driver) launch(ctx context.Context, binary string, cfg vmm.Config, s sp
 		return nil, err
 	}
 	args := s.argv()
-	var filtered int
+	filtered := unconfined
 	layout := s.layout(binary)
-	if s.Clone && !s.Unfiltered {
-		filtered = d.memory.get(layout)
+	if s.Clone {
+		filtered = 0
+		if !s.Unfiltered {
+			filtered = d.memory.get(layout)
+		}
 	}
 	p, err := in.exec(binary, args, cfg.Dir, filtered)
 	if err != nil {
@@ -247,7 +250,10 @@ func (d *Driver) Adopt(ctx context.Context, h vmm.Handle) (vmm.VM, error) {
 }
 
 // inheritance is the descriptors that QEMU gets, from number 3 on.
-type inheritance struct{ files []*os.File }
+type inheritance struct {
+	files []*os.File
+	clone bool // for one
+}
 
 func (in *inheritance) close() {
 	for _, f := range in.files {
@@ -329,7 +335,7 @@ func (in *inheritance) openBoot(cfg vmm.Config, s *spec) error {
 // openSaved opens what a clone is made of. The state has an offset, so each
 // clone opens it anew; QEMU itself does so with the memory.
 func (in *inheritance) openSaved(saved *vmm.Saved, s *spec) error {
-	s.Clone = true
+	s.Clone, in.clone = true, true
 	f, err := duplicate(saved.Memory)
 	if err != nil {
 		return fmt.Errorf("saved memory: %w", err)
@@ -418,7 +424,7 @@ func (in *inheritance) listen(path string) (int, error) {
 // exec starts QEMU in a session of its own, so that no signal to ours, and
 // not our end, ends it.
 //
-// For filtered, unless it is 0, see giveback.go.
+// For filtered see confined.
 func (in *inheritance) exec(binary string, args []string, dir string, filtered int) (*process, error) {
 	null, err := os.Open(os.DevNull)
 	if err != nil {
@@ -432,7 +438,7 @@ func (in *inheritance) exec(binary string, args []string, dir string, filtered i
 	defer log.Close()
 	var pidfd int
 	var child *os.Process
-	start := func() (err error) {
+	start := func() error {
 		child, err = os.StartProcess(binary, slices.Concat([]string{binary}, args), &os.ProcAttr{
 			Dir: "/", Env: environ,
 			Files: slices.Concat([]*os.File{null, log, log}, in.files),
@@ -440,8 +446,12 @@ func (in *inheritance) exec(binary string, args []string, dir string, filtered i
 		})
 		return err
 	}
-	if filtered != 0 {
-		err = withoutHoles(filtered, start)
+	if in.clone {
+		whole := start
+		start = func() error { return withoutHugePages(whole) }
+	}
+	if filtered != unconfined {
+		err = confined(filtered, start)
 	} else {
 		err = start()
 	}

@@ -46,13 +46,18 @@ func restore(cfg vmm.Config, machine vmm.Machine) (string, error) {
 	if err := checkSize(cfg.Restore.Memory, cfg.MemMiB); err != nil {
 		return fail(err)
 	}
-	var seals int
-	err := control(cfg.Restore.Memory, func(fd uintptr) (err error) {
-		seals, err = unix.FcntlInt(fd, unix.F_GET_SEALS, 0)
+	var readOnly bool
+	err := control(cfg.Restore.Memory, func(fd uintptr) error {
+		if ro, err := unix.IoctlGetInt(int(fd), unix.BLKROGET); err == nil {
+			readOnly = ro != 0
+			return nil
+		}
+		seals, err := unix.FcntlInt(fd, unix.F_GET_SEALS, 0)
+		readOnly = seals&unix.F_SEAL_WRITE != 0
 		return err
 	})
-	if err != nil || seals&unix.F_SEAL_WRITE == 0 {
-		return fail(fmt.Errorf("the memory is not sealed against writing: %w", errdefs.ErrInvalidArgument))
+	if err != nil || !readOnly {
+		return fail(fmt.Errorf("the memory is neither sealed against writing nor a read-only device: %w", errdefs.ErrInvalidArgument))
 	}
 	var saved fakeState
 	if err := json.NewDecoder(io.NewSectionReader(cfg.Restore.State, 0, 1<<20)).Decode(&saved); err != nil {
@@ -70,9 +75,9 @@ func restore(cfg vmm.Config, machine vmm.Machine) (string, error) {
 }
 
 func checkSize(memory *os.File, memMiB int) error {
-	info, err := memory.Stat()
-	if err == nil && info.Size() != int64(memMiB)<<20 {
-		err = fmt.Errorf("memory has %d bytes, not %d MiB: %w", info.Size(), memMiB, errdefs.ErrInvalidArgument)
+	size, err := memory.Seek(0, io.SeekEnd) // a device's is not in its Stat
+	if err == nil && size != int64(memMiB)<<20 {
+		err = fmt.Errorf("memory has %d bytes, not %d MiB: %w", size, memMiB, errdefs.ErrInvalidArgument)
 	}
 	return err
 }
