@@ -62,7 +62,7 @@ func bootVM(t testing.TB, d *Driver, cfg vmm.Config) (vmm.VM, func(request strin
 }
 
 // newTap makes a tap device that goes with its descriptor.
-func newTap(t *testing.T) *os.File {
+func newTap(t testing.TB) *os.File {
 	t.Helper()
 	f, err := os.OpenFile("/dev/net/tun", os.O_RDWR, 0)
 	if err != nil {
