@@ -49,7 +49,9 @@ type report struct {
 }
 
 func measure(ctx context.Context, c config) (_ *report, err error) {
-	l, err := newLab(ctx, c.shape)
+	preparing, cancel := context.WithTimeout(ctx, 2*patience)
+	defer cancel()
+	l, err := newLab(preparing, c.shape)
 	if err != nil {
 		return nil, err
 	}
@@ -59,7 +61,7 @@ func measure(ctx context.Context, c config) (_ *report, err error) {
 		}
 	}()
 	rep := &report{crowd: c.crowd}
-	if rep.host, err = hostLines(ctx, c.shape); err != nil {
+	if rep.host, err = hostLines(preparing, c.shape); err != nil {
 		return nil, err
 	}
 	var templates []*template

@@ -69,6 +69,7 @@ func (l *lab) close() error {
 func makeInitrd(ctx context.Context, dir string) (*os.File, error) {
 	path := filepath.Join(dir, "init")
 	build := exec.CommandContext(ctx, "go", "build", "-trimpath", "-ldflags=-s -w", "-o", path, "github.com/hyper-run/hyper/bench/slots/guest")
+	build.WaitDelay = time.Second // for compilers that go started
 	build.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := build.CombinedOutput(); err != nil {
 		return nil, fmt.Errorf("build the guest's init: %w\n%s", err, out)
