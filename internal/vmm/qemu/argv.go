@@ -236,8 +236,9 @@ func (s spec) virtio(kind, options string) string {
 // The image lock stays on, so that two VMs never write one disk. A full disk
 // of the host is an error for the guest; QEMU would stop it for that.
 //
-// One queue, since a clone's may be a CPU of many, and short, since each of
-// its requests takes some of the guest's memory.
+// One queue on every bus, where PCI's default is one for each CPU, and a short
+// one: each request that it has room for takes of the guest's memory, and a
+// longer one was not faster.
 func (s spec) disk(i int, d diskSpec) []string {
 	device := s.virtio("virtio-blk", fmt.Sprintf("drive=%s,serial=%s,num-queues=1,queue-size=%d,werror=report,rerror=report",
 		diskNode(d.ID), d.ID, diskQueue))

@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/containerd/errdefs"
 	"github.com/google/go-cmp/cmp"
@@ -80,6 +81,55 @@ func TestMachineFor(t *testing.T) {
 		if got != c.want || (err != nil) != (c.want == "") || err != nil && !errdefs.IsInvalidArgument(err) {
 			t.Errorf("%+v: got %q, %v", c, got, err)
 		}
+	}
+}
+
+func TestProgramFor(t *testing.T) {
+	full, light := program{path: "full", sandbox: true}, program{path: "light"}
+	for _, c := range []struct {
+		h       host
+		accel   vmm.Accel
+		machine vmm.Machine
+		want    program
+	}{
+		{host{full: full, light: &light}, vmm.AccelKVM, vmm.MachineMicroVM, light},
+		{host{full: full, light: &light}, vmm.AccelKVM, vmm.MachineQ35, full}, // light has no virtio on PCI
+		{host{full: full, light: &light}, vmm.AccelTCG, vmm.MachineMicroVM, full},
+		{host{full: full}, vmm.AccelKVM, vmm.MachineMicroVM, full},
+	} {
+		if got := c.h.programFor(c.accel, c.machine); got != c.want {
+			t.Errorf("%s, %s: got %+v", c.accel, c.machine, got)
+		}
+	}
+}
+
+func TestIdentity(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "qemu")
+	identity := func(content string, accel vmm.Accel) string {
+		t.Helper()
+		if err := os.WriteFile(path, []byte(content), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		// Of the same age, as another build in a package may be.
+		if err := os.Chtimes(path, time.Unix(1, 0), time.Unix(1, 0)); err != nil {
+			t.Fatal(err)
+		}
+		h := host{full: program{path: path, version: "7.2.22"}, caps: vmm.Capabilities{Accel: accel}}
+		id, err := h.identity()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return id
+	}
+	first := identity("one", vmm.AccelTCG)
+	if again := identity("one", vmm.AccelTCG); again != first {
+		t.Errorf("first %q, then %q", first, again)
+	}
+	if identity("other", vmm.AccelTCG) == first || identity("one", vmm.AccelKVM) == first {
+		t.Error("another build or accelerator has the same identity")
+	}
+	if got := string(cpuModel([]byte("x: y\nmodel name\t: A CPU @ 2 GHz\nflags\t: a b\n"))); got != "A CPU @ 2 GHz" {
+		t.Errorf("model %q", got)
 	}
 }
 

@@ -132,9 +132,12 @@ func (d *Driver) launch(ctx context.Context, binary string, cfg vmm.Config, s sp
 	// From here on QEMU alone holds the listeners: when it ends, so does a
 	// connection to them.
 	in.close()
-	var v *vm
-	if err = enter(p.pid, cfg.Procs); err == nil {
-		v, err = d.greet(ctx, p, cfg, s)
+	// A write to cgroup.procs waits for all CPUs, 10 ms, while QEMU comes up.
+	entered := make(chan error, 1)
+	go func() { entered <- enter(p.pid, cfg.Procs) }()
+	v, err := d.greet(ctx, p, cfg, s)
+	if eerr := <-entered; err == nil && eerr != nil {
+		return nil, errors.Join(eerr, v.abandon(ctx))
 	}
 	if err == nil {
 		if s.Clone && !s.Unfiltered {
