@@ -186,12 +186,13 @@ func (b *bench) asked(who []contender) []contender {
 	})
 }
 
-// reason is an error in one line that fits a table.
+// reason is an error in one line that fits a table. A long one loses its
+// middle: the command is at the beginning, the cause at the end.
 func reason(err error) string {
-	const most = 240
+	const head, tail = 60, 180
 	line, _, _ := strings.Cut(err.Error(), "\n")
-	if len(line) > most {
-		line = line[:most] + "…"
+	if len(line) > head+tail {
+		line = line[:head] + " … " + line[len(line)-tail:]
 	}
 	return line
 }
@@ -226,7 +227,7 @@ func proof(ctx context.Context, c contender, e *engine) (float64, error) {
 }
 
 // settled waits until the warm pool is full, which hyper info tells as
-// "Warm pool: READY of WANTED".
+// "Warm VMs: READY of WANTED".
 func settled(ctx context.Context, c contender, e *engine) error {
 	if c.engine != warm.engine {
 		return nil
@@ -241,7 +242,7 @@ func settled(ctx context.Context, c contender, e *engine) error {
 		ready, wanted, ok := poolStatus(info)
 		switch {
 		case !ok:
-			return errors.New("hyper info tells of no warm pool")
+			return errors.New("hyper info tells of no warm VMs")
 		case ready > 0 && ready == wanted:
 			return nil
 		}
@@ -253,10 +254,10 @@ func settled(ctx context.Context, c contender, e *engine) error {
 	}
 }
 
-// poolStatus reads the warm pool's line of hyper info.
+// poolStatus reads that line of hyper info.
 func poolStatus(info string) (ready, wanted int, ok bool) {
 	for _, line := range strings.Split(info, "\n") {
-		if n, _ := fmt.Sscanf(strings.TrimSpace(line), "Warm pool: %d of %d", &ready, &wanted); n == 2 {
+		if n, _ := fmt.Sscanf(strings.TrimSpace(line), "Warm VMs: %d of %d", &ready, &wanted); n == 2 {
 			return ready, wanted, true
 		}
 	}

@@ -19,9 +19,9 @@ func TestPoolStatus(t *testing.T) {
 		ready, wanted int
 		ok            bool
 	}{
-		{"Server:\n VMM: qemu\n Warm pool: 1 of 2\n", 1, 2, true},
-		{"Warm pool: 0 of 1 (filling)", 0, 1, true},
-		{"Warm pool: off", 0, 0, false},
+		{"Server:\n VMM: qemu\n Warm VMs: 1 of 2\n", 1, 2, true},
+		{"Warm VMs: 0 of 1 (filling)", 0, 1, true},
+		{"Warm VMs: off", 0, 0, false},
 		{"", 0, 0, false},
 	} {
 		if ready, wanted, ok := poolStatus(c.info); ready != c.ready || wanted != c.wanted || ok != c.ok {

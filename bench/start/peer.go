@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -101,15 +102,10 @@ func startCell(ctx context.Context, spec cellSpec) (_ *cell, err error) {
 	c.cmd.Env = append(os.Environ(), spec.env...)
 	// A group of its own: Ctrl-C is ours to act on. And should we be killed, it ends too.
 	c.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
-	if err := c.cmd.Start(); err != nil {
+	if err := c.start(); err != nil {
 		c.cmd = nil
 		return nil, fmt.Errorf("start %s: %w", spec.name, err)
 	}
-	c.ended = make(chan struct{})
-	go func() {
-		c.cmd.Wait() //nolint:errcheck // its exit status says nothing new
-		close(c.ended)
-	}()
 	err = c.until(ctx, func() bool {
 		pids := children(c.cmd.Process.Pid)
 		if len(pids) > 0 {
@@ -118,6 +114,24 @@ func startCell(ctx context.Context, spec cellSpec) (_ *cell, err error) {
 		return len(pids) > 0
 	})
 	return c, err
+}
+
+// start starts cmd and notices its end. Pdeathsig tells of the end of a thread,
+// not of a process, so one thread is kept for as long as cmd runs.
+func (c *cell) start() error {
+	c.ended = make(chan struct{})
+	started := make(chan error)
+	go func() {
+		runtime.LockOSThread()
+		defer runtime.UnlockOSThread()
+		err := c.cmd.Start()
+		started <- err
+		if err == nil {
+			c.cmd.Wait() //nolint:errcheck // its exit status says nothing new
+			close(c.ended)
+		}
+	}()
+	return <-started
 }
 
 // until waits until ok, or a minute, or until the cell's process has gone.
