@@ -144,7 +144,7 @@ func TestBoot(t *testing.T) {
 		t.Errorf("after two clones: %+v", now)
 	}
 	s.Close()
-	if _, saved, err := read(t.Context(), s.dir(i.ID), s.entries[i.ID].key, s.enough); err != nil {
+	if _, saved, err := s.read(t.Context(), s.dir(i.ID), s.entries[i.ID].key); err != nil {
 		t.Error(err)
 	} else {
 		closeSaved(saved)

@@ -137,10 +137,10 @@ func openRegular(path string) (*os.File, error) {
 }
 
 // write keeps saved in dir, which it makes: first under the name tmp, so that
-// dir is complete or absent. It completes m.
-func write(ctx context.Context, dir, tmp string, m manifest, saved vmm.Saved) (err error) {
+// dir is complete or absent. It returns m with what the files hold.
+func write(ctx context.Context, dir, tmp string, m manifest, saved vmm.Saved) (_ manifest, err error) {
 	if err := os.MkdirAll(tmp, 0o700); err != nil {
-		return err
+		return m, err
 	}
 	defer func() {
 		if err != nil {
@@ -148,19 +148,19 @@ func write(ctx context.Context, dir, tmp string, m manifest, saved vmm.Saved) (e
 		}
 	}()
 	if m.Memory, err = writeFile(ctx, filepath.Join(tmp, memoryName), saved.Memory); err != nil {
-		return err
+		return m, err
 	}
 	if m.State, err = writeFile(ctx, filepath.Join(tmp, stateName), saved.State); err != nil {
-		return err
+		return m, err
 	}
 	b, err := m.encode()
 	if err != nil {
-		return err
+		return m, err
 	}
 	if err := os.WriteFile(filepath.Join(tmp, manifestName), b, 0o600); err != nil {
-		return err
+		return m, err
 	}
-	return os.Rename(tmp, dir)
+	return m, os.Rename(tmp, dir)
 }
 
 func writeFile(ctx context.Context, path string, src *os.File) (contents, error) {
@@ -176,16 +176,16 @@ func writeFile(ctx context.Context, path string, src *os.File) (contents, error)
 	if err := f.Truncate(info.Size()); err != nil {
 		return contents{}, err
 	}
-	c, err := copyContents(ctx, f, src, info.Size())
+	c, err := copyContents(ctx, f, source{src, src}, info.Size())
 	if err != nil {
 		return contents{}, err
 	}
 	return c, f.Close()
 }
 
-// read loads the template that dir holds into sealed memory and checks
-// everything. enough is asked before memory is taken.
-func read(ctx context.Context, dir string, want key, enough func(bytes int64) error) (manifest, vmm.Saved, error) {
+// read loads the template that dir holds and checks everything. It makes
+// sure of the host's memory before.
+func (s *Store) read(ctx context.Context, dir string, want key) (manifest, vmm.Saved, error) {
 	m, err := readManifest(dir)
 	if err != nil {
 		return manifest{}, vmm.Saved{}, err
@@ -193,10 +193,14 @@ func read(ctx context.Context, dir string, want key, enough func(bytes int64) er
 	if m.Key != want {
 		return manifest{}, vmm.Saved{}, fmt.Errorf("%s is of a template with another key", filepath.Join(dir, manifestName))
 	}
-	if err := enough(m.Memory.Used + m.State.Used); err != nil {
+	if err := s.enough(m.Memory.Used + m.State.Used); err != nil {
 		return manifest{}, vmm.Saved{}, err
 	}
-	memory, err := readFile(ctx, filepath.Join(dir, memoryName), m.Memory)
+	path := filepath.Join(dir, memoryName)
+	memory, err := s.device(ctx, path, m.Memory)
+	if memory == nil && err == nil {
+		memory, err = readFile(ctx, path, m.Memory)
+	}
 	if err != nil {
 		return manifest{}, vmm.Saved{}, err
 	}
@@ -208,17 +212,30 @@ func read(ctx context.Context, dir string, want key, enough func(bytes int64) er
 	return m, vmm.Saved{Memory: memory, State: state}, nil
 }
 
+// openSized opens a file that must have that size.
+func openSized(path string, size int64) (*os.File, error) {
+	f, err := openRegular(path)
+	if err != nil {
+		return nil, err
+	}
+	info, err := f.Stat()
+	if err == nil && info.Size() != size {
+		err = fmt.Errorf("%s has %d bytes, not %d", path, info.Size(), size)
+	}
+	if err != nil {
+		f.Close()
+		return nil, err
+	}
+	return f, nil
+}
+
+// readFile loads a file into sealed memory.
 func readFile(ctx context.Context, path string, want contents) (_ *os.File, err error) {
-	src, err := openRegular(path)
+	src, err := openSized(path, want.Size)
 	if err != nil {
 		return nil, err
 	}
 	defer src.Close()
-	if info, err := src.Stat(); err != nil {
-		return nil, err
-	} else if info.Size() != want.Size {
-		return nil, fmt.Errorf("%s has %d bytes, not %d", path, info.Size(), want.Size)
-	}
 	dst, err := newMemfd("hyper-template-"+filepath.Base(path), want.Size)
 	if err != nil {
 		return nil, err
@@ -228,7 +245,7 @@ func readFile(ctx context.Context, path string, want contents) (_ *os.File, err 
 			dst.Close()
 		}
 	}()
-	got, err := copyContents(ctx, dst, src, want.Size)
+	got, err := copyContents(ctx, dst, source{src, src}, want.Size)
 	if err != nil {
 		return nil, err
 	}

@@ -115,7 +115,7 @@ func TestCopyContents(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer dst.Close()
-		c, err := copyContents(t.Context(), dst, src, size)
+		c, err := copyContents(t.Context(), dst, source{src, src}, size)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -124,7 +124,7 @@ func TestCopyContents(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer again.Close()
-		if d, err := copyContents(t.Context(), again, dst, size); err != nil || d != c {
+		if d, err := copyContents(t.Context(), again, source{dst, dst}, size); err != nil || d != c {
 			t.Errorf("a copy's copy has %+v, %v, not %+v", d, err, c)
 		}
 		return c
@@ -150,12 +150,12 @@ func TestCopyContents(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer dst.Close()
-	if _, err := copyContents(t.Context(), dst, src, 5*chunkSize); err != nil {
+	if _, err := copyContents(t.Context(), dst, source{src, src}, 5*chunkSize); err != nil {
 		t.Logf("longer than the file: %v", err)
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if _, err := copyContents(ctx, dst, src, size); err == nil {
+	if _, err := copyContents(ctx, dst, source{src, src}, size); err == nil {
 		t.Error("copied on when told to end")
 	}
 }
@@ -195,24 +195,28 @@ func BenchmarkRead(b *testing.B) {
 	b.Run("write", func(b *testing.B) {
 		for b.Loop() {
 			os.RemoveAll(filepath.Join(dir, "t"))
-			if err := write(b.Context(), filepath.Join(dir, "t"), filepath.Join(dir, "tmp"), m, saved); err != nil {
+			if _, err := write(b.Context(), filepath.Join(dir, "t"), filepath.Join(dir, "tmp"), m, saved); err != nil {
 				b.Fatal(err)
 			}
 		}
 	})
-	b.Run("read", func(b *testing.B) {
-		os.RemoveAll(filepath.Join(dir, "t"))
-		if err := write(b.Context(), filepath.Join(dir, "t"), filepath.Join(dir, "tmp"), m, saved); err != nil {
-			b.Fatal(err)
-		}
-		for b.Loop() {
-			_, saved, err := read(b.Context(), filepath.Join(dir, "t"), m.Key, func(int64) error { return nil })
-			if err != nil {
+	for name, control := range map[string]string{"device": loopControl, "memfd": os.DevNull} {
+		b.Run(name, func(b *testing.B) {
+			s := newBench(b).open()
+			s.loopControl = control
+			os.RemoveAll(filepath.Join(dir, "t"))
+			if _, err := write(b.Context(), filepath.Join(dir, "t"), filepath.Join(dir, "tmp"), m, saved); err != nil {
 				b.Fatal(err)
 			}
-			closeSaved(saved)
-		}
-	})
+			for b.Loop() {
+				_, saved, err := s.read(b.Context(), filepath.Join(dir, "t"), m.Key)
+				if err != nil {
+					b.Fatal(err)
+				}
+				closeSaved(saved)
+			}
+		})
+	}
 }
 
 // BenchmarkFind is on the road of every start.

@@ -44,7 +44,7 @@ func seal(f *os.File) error {
 	return nil
 }
 
-// occupied is what the files take of memory or disk.
+// occupied is what the files take of memory or disk; nothing for a device.
 func occupied(files ...*os.File) int64 {
 	n := int64(0)
 	for _, f := range files {
@@ -73,10 +73,13 @@ type contents struct {
 	Sum  string `json:"sha256"` // of the sums of the chunks that have any, see copyChunk
 }
 
+// A source is where contents are read from. holes, the file itself or one with
+// the same data, knows where its holes are; its offset moves.
+type source struct{ data, holes *os.File }
+
 // copyContents copies the first size bytes of src to dst, which reads as zeros,
-// and says what these were. It uses neither file's offset for data, but moves
-// that of src.
-func copyContents(ctx context.Context, dst, src *os.File, size int64) (contents, error) {
+// or nowhere if it is nil, and says what these were.
+func copyContents(ctx context.Context, dst io.WriterAt, src source, size int64) (contents, error) {
 	c := contents{Size: size}
 	sums := make([][]byte, (size+chunkSize-1)/chunkSize)
 	chunks := make(chan int64)
@@ -87,7 +90,7 @@ func copyContents(ctx context.Context, dst, src *os.File, size int64) (contents,
 			buf := make([]byte, chunkSize)
 			for i := range chunks {
 				n := min(chunkSize, size-i*chunkSize)
-				sum, copied, err := copyChunk(dst, src, i*chunkSize, buf[:n])
+				sum, copied, err := copyChunk(dst, src.data, i*chunkSize, buf[:n])
 				if err != nil {
 					return err
 				}
@@ -99,7 +102,7 @@ func copyContents(ctx context.Context, dst, src *os.File, size int64) (contents,
 	}
 	g.Go(func() error {
 		defer close(chunks)
-		return eachChunk(src, size, func(i int64) error {
+		return eachChunk(src.holes, size, func(i int64) error {
 			select {
 			case chunks <- i:
 				return nil
@@ -144,7 +147,7 @@ func eachChunk(f *os.File, size int64, do func(int64) error) error {
 // copyChunk copies what src has at off, len(buf) bytes, run by run of pages
 // that are not all zeros. sum is over these runs: offset and length, 8 bytes
 // each, big-endian, and the data; nil when there are none.
-func copyChunk(dst, src *os.File, off int64, buf []byte) (sum []byte, copied int64, err error) {
+func copyChunk(dst io.WriterAt, src *os.File, off int64, buf []byte) (sum []byte, copied int64, err error) {
 	if _, err := src.ReadAt(buf, off); errors.Is(err, io.EOF) {
 		return nil, 0, fmt.Errorf("read %s at %d: %w", src.Name(), off, io.ErrUnexpectedEOF)
 	} else if err != nil {
@@ -162,8 +165,10 @@ func copyChunk(dst, src *os.File, off int64, buf []byte) (sum []byte, copied int
 		binary.BigEndian.PutUint64(head[8:], uint64(len(run)))
 		h.Write(head[:])
 		h.Write(run)
-		if _, err := dst.WriteAt(run, off+int64(at)); err != nil {
-			return nil, 0, err
+		if dst != nil {
+			if _, err := dst.WriteAt(run, off+int64(at)); err != nil {
+				return nil, 0, err
+			}
 		}
 		copied += int64(len(run))
 		at += len(run)

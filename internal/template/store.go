@@ -25,6 +25,9 @@ type Store struct {
 	kernels   sums
 	available func() (int64, error) // bytes of the host's memory
 
+	loopControl string    // path
+	noLoop      sync.Once // logs why
+
 	turn   chan struct{} // of who makes a template: one at a time
 	ctx    context.Context
 	cancel context.CancelCauseFunc
@@ -74,6 +77,7 @@ type Template struct {
 	accel   vmm.Accel
 	created time.Time
 	clones  *atomic.Int64 // of the entry
+	cached  int64         // bytes, of a device's data
 }
 
 // A NotReadyError says why there is no template to clone now. It is of kind
@@ -107,7 +111,7 @@ func backoff(failures int) time.Duration {
 // Open returns the templates in cfg.Dir. It ends VMs that an earlier Store
 // left half-made. Files are loaded when they are asked for.
 func Open(ctx context.Context, cfg Config) (*Store, error) {
-	s := &Store{cfg: cfg, available: memAvailable, turn: make(chan struct{}, 1), entries: make(map[string]*entry)}
+	s := &Store{cfg: cfg, available: memAvailable, loopControl: loopControl, turn: make(chan struct{}, 1), entries: make(map[string]*entry)}
 	s.ctx, s.cancel = context.WithCancelCause(context.WithoutCancel(ctx))
 	for _, dir := range []string{cfg.Dir, cfg.RunDir} {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
@@ -351,7 +355,7 @@ func (s *Store) infoLocked(e *entry) Info {
 	i := e.info
 	i.Clones = int(e.clones.Load())
 	if t := e.ready; t != nil {
-		i.MemoryBytes = occupied(t.saved.Memory, t.saved.State)
+		i.MemoryBytes = occupied(t.saved.Memory, t.saved.State) + t.cached
 	}
 	if e.kept {
 		for _, name := range []string{manifestName, memoryName, stateName} {

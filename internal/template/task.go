@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"path/filepath"
 	"time"
 
@@ -67,7 +68,7 @@ func isShort(err error) bool {
 
 // load makes e ready with its files.
 func (s *Store) load(ctx context.Context, e *entry) error {
-	m, saved, err := read(ctx, s.dir(e.id), e.key, s.enough)
+	m, saved, err := s.read(ctx, s.dir(e.id), e.key)
 	if err != nil {
 		return err
 	}
@@ -97,7 +98,7 @@ func (s *Store) create(ctx context.Context, e *entry, shape Shape) error {
 		return err
 	}
 	m := manifest{Key: e.key, Shape: shape, Machine: handle.Machine, Created: time.Now().UTC(), MakeTime: time.Since(begin).Seconds()}
-	err = s.keep(ctx, e, m, saved)
+	m, err = s.keep(ctx, e, m, &saved)
 	s.mu.Lock()
 	e.kept = err == nil
 	s.mu.Unlock()
@@ -119,9 +120,22 @@ func (s *Store) create(ctx context.Context, e *entry, shape Shape) error {
 	return nil
 }
 
-// keep writes the files of e.
-func (s *Store) keep(ctx context.Context, e *entry, m manifest, saved vmm.Saved) error {
-	return write(ctx, s.dir(e.id), filepath.Join(s.cfg.Dir, e.id+".new"), m, saved)
+// keep writes the files of e, and puts a device in the place of the memory in saved.
+func (s *Store) keep(ctx context.Context, e *entry, m manifest, saved *vmm.Saved) (manifest, error) {
+	dir := s.dir(e.id)
+	m, err := write(ctx, dir, filepath.Join(s.cfg.Dir, e.id+".new"), m, *saved)
+	if err != nil {
+		return m, err
+	}
+	dev, err := s.device(ctx, filepath.Join(dir, memoryName), m.Memory)
+	if err != nil {
+		return m, errors.Join(err, os.RemoveAll(dir))
+	}
+	if dev != nil {
+		saved.Memory.Close()
+		saved.Memory = dev
+	}
+	return m, nil
 }
 
 // publish makes e ready and ends its task.
@@ -136,6 +150,9 @@ func (s *Store) publish(e *entry, m manifest, saved vmm.Saved) {
 	s.dropLocked(e)
 	e.ready = &Template{
 		ID: e.id, Shape: m.Shape, saved: saved, machine: m.Machine, accel: e.key.Accel, created: m.Created, clones: &e.clones,
+	}
+	if isDevice(saved.Memory) {
+		e.ready.cached = m.Memory.Used
 	}
 	e.fresh, e.failures = occupied(saved.Memory), 0
 	e.info.Status, e.info.Shape, e.info.Created, e.info.MakeTime = StatusReady, m.Shape, m.Created, m.MakeTime

@@ -4,10 +4,11 @@
 // until hyperstart answers and has come to rest, and saving it. Making takes
 // seconds and goes on in the background; until a template is there, VMs boot.
 //
-// A template lives in two sealed memfds, its memory and the state of its
-// devices: nobody can change them any more, a VMM with root's rights neither.
-// A copy in a file survives the daemon; it is checked by its hash when it is
-// loaded, and thrown away and made anew when anything about it is wrong. The
+// The memory of a template is a file, which clones map through a read-only loop
+// device, so that the host can take back what is cached of it; where there is
+// none it is a sealed memfd, as the state of the devices always is. No VMM
+// writes either. The files survive the daemon; they are checked by their
+// hashes when they are loaded, and thrown away and made anew when anything about them is wrong. The
 // key of a template is a hash of all that shapes it (see key.go), so a new
 // QEMU, kernel or hyperstart never meets an old template.
 //
@@ -76,18 +77,21 @@ const (
 
 // Info describes a template as it was at one moment.
 type Info struct {
-	ID          string    `json:"id"` // 16 hex digits of its key
-	Status      Status    `json:"status"`
-	Error       string    `json:"error,omitempty"` // why it failed, or could not be kept on disk
-	Shape       Shape     `json:"shape"`
-	VMM         string    `json:"vmm"` // its identity
-	Accel       vmm.Accel `json:"accel"`
-	Created     time.Time `json:"created"`
-	LastUsed    time.Time `json:"lastUsed"`
-	Clones      int       `json:"clones"`      // made of it by this daemon
-	MemoryBytes int64     `json:"memoryBytes"` // of the host, for the template itself
-	DiskBytes   int64     `json:"diskBytes"`   // of its files
-	MakeTime    float64   `json:"makeTime"`    // seconds
+	ID       string    `json:"id"` // 16 hex digits of its key
+	Status   Status    `json:"status"`
+	Error    string    `json:"error,omitempty"` // why it failed, or could not be kept on disk
+	Shape    Shape     `json:"shape"`
+	VMM      string    `json:"vmm"` // its identity
+	Accel    vmm.Accel `json:"accel"`
+	Created  time.Time `json:"created"`
+	LastUsed time.Time `json:"lastUsed"`
+	Clones   int       `json:"clones"` // made of it by this daemon
+	// MemoryBytes is what the template itself takes of the host's memory. Of a
+	// device it is the data; that is only cached, and the host takes it back
+	// when it is short. (The zeros between them are cached besides once they are touched.)
+	MemoryBytes int64   `json:"memoryBytes"`
+	DiskBytes   int64   `json:"diskBytes"` // of its files
+	MakeTime    float64 `json:"makeTime"`  // seconds
 }
 
 // Config is what a Store works with.
