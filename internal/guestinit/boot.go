@@ -52,7 +52,6 @@ type machine struct {
 	null    *os.File
 	cgroups *cgroup.Group // parent of all containers'
 	links   netconf.Links
-	disks   map[string]string // device by serial, as far as known: asking a disk is slow
 }
 
 // boot makes a system out of a kernel that has just started its init.

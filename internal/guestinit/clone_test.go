@@ -23,6 +23,9 @@ func TestClones(t *testing.T) {
 		if _, err := v.c.Settle(v.ctx(), &wire.SettleRequest{}); err != nil {
 			t.Fatal(err)
 		}
+		<-v.c.Done()
+		v.c.Close()
+		v.connect()
 		info, err := v.c.Info(v.ctx(), &wire.InfoRequest{})
 		if err != nil {
 			t.Fatal(err)

@@ -59,6 +59,7 @@ func newTemplate(t *testing.T, prepare func(*vm)) *template {
 	if _, err := v.c.Settle(v.ctx(), &wire.SettleRequest{}); err != nil {
 		t.Fatal(err)
 	}
+	<-v.c.Done()
 	v.c.Close()
 	q := v.qmp()
 	q.do("stop", nil)
@@ -139,7 +140,7 @@ func (v *vm) launchSlots(tpl *template, layers []string, extra ...string) {
 	} else {
 		slot(upperSlot, v.disk(), ",discard=unmap")
 	}
-	args = append(args, "-netdev", "user,id=net,restrict=on", "-device", "virtio-net-device,netdev=net,mac="+cloneMAC)
+	args = append(args, "-netdev", "user,id=net,restrict=on", "-device", "virtio-net-device,guest_announce=off,netdev=net,mac="+cloneMAC)
 	v.execute(exec.Command("qemu-system-x86_64", append(args, extra...)...), files)
 }
 

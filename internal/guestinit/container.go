@@ -7,7 +7,6 @@ import (
 	"os"
 	"strings"
 	"sync"
-	"syscall"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
@@ -50,6 +49,7 @@ func (s *Service) CreateContainer(ctx context.Context, r *wire.CreateContainerRe
 	if err := checkID(r.Id); err != nil {
 		return nil, err
 	}
+	s.settled.Store(false)
 	spec := new(specs.Spec)
 	if err := json.Unmarshal(r.Spec, spec); err != nil {
 		return nil, status.Errorf(codes.InvalidArgument, "create container %s: read spec: %v", r.Id, err)
@@ -140,25 +140,26 @@ var spaceFlags = map[specs.LinuxNamespaceType]int{
 }
 
 func (s *Service) create(ctx context.Context, c *container, r *wire.CreateContainerRequest) error {
-	disks, err := findDisks(ctx, s.machine.disks, r.Rootfs)
+	s.mu.Lock()
+	known := s.disks
+	s.mu.Unlock()
+	disks, err := findDisks(ctx, known, r.Rootfs)
 	if err != nil {
 		return err
 	}
-	group, err := s.machine.cgroups.Create(c.id)
+	stage, err := s.stage(c.id)
 	if err != nil {
 		return err
 	}
-	c.group = group
-	if res := c.spec.Linux.Resources; res != nil {
-		if err := group.Set(res); err != nil {
-			return err
-		}
-	}
-	if c.memory, err = watchMemory(group, func() { s.events.send(&wire.Event{ContainerId: c.id, Kind: "oom", AtNanos: now()}) }); err != nil {
-		return err
-	}
+	c.group, c.memory, c.spaces = stage.group, stage.memory, []space{stage.space}
+	c.memory.start(func() { s.events.send(&wire.Event{ContainerId: c.id, Kind: "oom", AtNanos: now()}) })
 	var root *inroot.Dir
-	err = onThread(func() (err error) {
+	err = stage.do(func() (err error) {
+		if res := c.spec.Linux.Resources; res != nil {
+			if err := c.group.Set(res); err != nil {
+				return err
+			}
+		}
 		root, err = c.mountAll(disks, r)
 		return err
 	})
@@ -171,28 +172,28 @@ func (s *Service) create(ctx context.Context, c *container, r *wire.CreateContai
 	return nil
 }
 
-// mountAll makes the container's namespaces on this thread, which ends with
-// it, and mounts everything in them. What it keeps are descriptors.
+// mountAll makes the container's further namespaces on this thread, a
+// stage's, and mounts everything in them. What it keeps are descriptors.
 func (c *container) mountAll(disks *disks, r *wire.CreateContainerRequest) (*inroot.Dir, error) {
-	flags := unix.CLONE_FS | unix.CLONE_NEWNS
-	spaces := []space{{"mount", unix.CLONE_NEWNS, nil}}
+	flags := 0
+	var spaces []space
 	for _, ns := range c.spec.Linux.Namespaces {
 		if f := spaceFlags[ns.Type]; f != 0 && flags&f == 0 {
 			flags |= f
 			spaces = append(spaces, space{string(ns.Type), f, nil})
 		}
 	}
-	if err := unix.Unshare(flags); err != nil {
-		return nil, fmt.Errorf("make namespaces: %w", err)
+	if flags != 0 {
+		if err := unix.Unshare(flags); err != nil {
+			return nil, fmt.Errorf("make namespaces: %w", err)
+		}
 	}
-	syscall.Umask(0)
-	for i := range spaces {
-		f, err := os.Open("/proc/thread-self/ns/" + spaceFile[spaces[i].flag])
-		if err != nil {
+	for _, sp := range spaces {
+		var err error
+		if sp.f, err = os.Open("/proc/thread-self/ns/" + spaceFile[sp.flag]); err != nil {
 			return nil, err
 		}
-		spaces[i].f = f
-		c.spaces = append(c.spaces, spaces[i])
+		c.spaces = append(c.spaces, sp)
 	}
 	if err := setNames(c.spec.Hostname, c.spec.Domainname); err != nil {
 		return nil, err
@@ -203,7 +204,7 @@ func (c *container) mountAll(disks *disks, r *wire.CreateContainerRequest) (*inr
 	return c.mountRoot(disks, r)
 }
 
-var spaceFile = map[int]string{unix.CLONE_NEWNS: "mnt", unix.CLONE_NEWIPC: "ipc", unix.CLONE_NEWUTS: "uts", unix.CLONE_NEWNET: "net"}
+var spaceFile = map[int]string{unix.CLONE_NEWIPC: "ipc", unix.CLONE_NEWUTS: "uts", unix.CLONE_NEWNET: "net"}
 
 // release closes what keeps the container's mounts and its cgroup alive. The
 // kernel unmounts when the last descriptor of the namespace is closed.

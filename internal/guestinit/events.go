@@ -70,14 +70,14 @@ func (s *Service) Events(ctx context.Context, _ *wire.EventsRequest, out wire.Gu
 	}
 }
 
-// A memoryWatch calls back when the kernel kills a process of a group for
-// memory (cgroup-v2.rst, memory.events).
+// A memoryWatch, once started, calls back when the kernel kills a process of
+// a group for memory (cgroup-v2.rst, memory.events).
 type memoryWatch struct {
 	group   *cgroup.Group
 	inotify *os.File
 }
 
-func watchMemory(g *cgroup.Group, killed func()) (*memoryWatch, error) {
+func watchMemory(g *cgroup.Group) (*memoryWatch, error) {
 	fd, err := unix.InotifyInit1(unix.IN_CLOEXEC | unix.IN_NONBLOCK)
 	if err != nil {
 		return nil, fmt.Errorf("watch memory: %w", err)
@@ -88,9 +88,10 @@ func watchMemory(g *cgroup.Group, killed func()) (*memoryWatch, error) {
 		w.inotify.Close()
 		return nil, fmt.Errorf("watch memory: %w", err)
 	}
-	go w.run(killed)
 	return w, nil
 }
+
+func (w *memoryWatch) start(killed func()) { go w.run(killed) }
 
 func (w *memoryWatch) run(killed func()) {
 	buf := make([]byte, 256)

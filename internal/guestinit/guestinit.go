@@ -7,8 +7,9 @@
 // writes is read as anything but data.
 //
 // Goroutines: those of session, spawn and stdio; one per process that waits
-// for its end; one per container that watches its memory. Locks, in this
-// order: container.mu, Service.mu, then those of proc and spawn.
+// for its end; one per container that watches its memory; in a settled guest
+// one on a thread of its own, where the next container is to be made. Locks,
+// in this order: container.mu, Service.mu, then those of proc and spawn.
 package guestinit
 
 import (
@@ -31,6 +32,14 @@ const PortName = "hyper.guest"
 const (
 	portPatience = 5 * time.Second // for the port to show up
 	restAfter    = 2 * time.Second // without a call memory goes back to the kernel
+	memoryLimit  = 64 << 20        // of the Go heap, soft
+)
+
+// When garbage is collected. A heap of less than 4 MiB · percent / 100 never is.
+const (
+	gcPercent      = 30
+	cloneGCPercent = 100
+	cloneGarbage   = 4 << 20
 )
 
 // Main is hyperstart: PID 1 of the VM, or of a container when its first
@@ -48,8 +57,10 @@ func run(version string) error {
 	if os.Getpid() != 1 {
 		return fmt.Errorf("hyperstart is PID 1 of a virtual machine, not a command")
 	}
-	// Idle memory counts more than speed here: there may be hundreds of VMs.
-	debug.SetGCPercent(100)
+	// Idle memory counts more than speed here: there may be hundreds of VMs. One thread runs Go: waking
+	// another CPU for each goroutine costs more than it brings.
+	debug.SetGCPercent(gcPercent)
+	debug.SetMemoryLimit(memoryLimit)
 	runtime.GOMAXPROCS(1)
 	m, err := boot()
 	if err != nil {
@@ -69,11 +80,41 @@ func run(version string) error {
 	if err != nil {
 		return err
 	}
-	rest := time.AfterFunc(restAfter, func() {
-		runtime.GC() // a pool's buffers go with the second collection
-		debug.FreeOSMemory()
-	})
-	return session.Serve(wire.ServeLink(port), s, func() { rest.Reset(restAfter) })
+	s.rest = time.AfterFunc(restAfter, s.takeRest)
+	return session.Serve(wire.ServeLink(port), s, s.answered)
+}
+
+// answered follows every call. A settled guest has nothing to give back, and
+// none of its clones is to do anything by itself.
+func (s *Service) answered() {
+	if !s.settled.Load() {
+		s.rest.Reset(restAfter)
+	}
+}
+
+// takeRest is what happens after restAfter without a call. In a clone,
+// collecting garbage writes to memory that it still shares with its template:
+// as long as there is little, it is cheaper to keep.
+func (s *Service) takeRest() {
+	if s.cloned.Load() && heapHeld() <= cloneGarbage {
+		debug.SetGCPercent(cloneGCPercent)
+		return
+	}
+	debug.SetGCPercent(gcPercent)
+	giveBack()
+}
+
+// heapHeld is what the heap keeps of the kernel's memory.
+func heapHeld() uint64 {
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	return m.HeapSys - m.HeapReleased
+}
+
+// giveBack returns memory that is not used to the kernel.
+func giveBack() {
+	runtime.GC() // a pool's buffers go with the second collection
+	debug.FreeOSMemory()
 }
 
 // fatal is how hyperstart ends when it can't go on: it says why on the

@@ -9,6 +9,7 @@ import (
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/reflect/protoregistry"
 
 	"github.com/hyper-run/hyper/internal/guest/wire"
 )
@@ -20,6 +21,9 @@ const rehearsal = "rehearsal"
 // it: what Go and the kernel make when they first do something (types known
 // to codecs, threads, slabs, page tables) is then there for all clones.
 func (s *Service) rehearse(ctx context.Context) error {
+	if err := warmMessages(); err != nil {
+		return err
+	}
 	spec, err := json.Marshal(rehearsalSpec())
 	if err != nil {
 		return err
@@ -52,6 +56,25 @@ func (s *Service) rehearse(ctx context.Context) error {
 	}
 	if err != nil {
 		return fmt.Errorf("rehearse a container: %w", err)
+	}
+	return nil
+}
+
+// warmMessages makes the codecs of all messages of the protocol.
+func warmMessages() error {
+	all := wire.File_guest_proto.Messages()
+	for i := range all.Len() {
+		m, err := protoregistry.GlobalTypes.FindMessageByName(all.Get(i).FullName())
+		if err != nil {
+			return fmt.Errorf("find message %s: %w", all.Get(i).FullName(), err)
+		}
+		b, err := proto.Marshal(m.New().Interface())
+		if err == nil {
+			err = proto.Unmarshal(b, m.New().Interface())
+		}
+		if err != nil {
+			return fmt.Errorf("try message %s: %w", all.Get(i).FullName(), err)
+		}
 	}
 	return nil
 }

@@ -54,21 +54,14 @@ func findDisks(ctx context.Context, known map[string]string, r *wire.RootFS) (*d
 	return d, err
 }
 
-// mountRoot puts the container's root together in workDir, makes it this
-// thread's root and drops all else from its mount namespace:
+// mountRoot puts the container's root together in workDir, where this thread
+// is, makes it the thread's root and drops all else from its mount namespace:
 //
 //	workDir     tmpfs, seen by nobody else
 //	  0, 1, …   EROFS layers, lowest first
 //	  d         the writable disk, or a directory of the tmpfs; in it upper, work
 //	  r         the overlay of these
 func (c *container) mountRoot(d *disks, r *wire.CreateContainerRequest) (*inroot.Dir, error) {
-	if err := unix.Mount("tmpfs", workDir, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, "mode=0700"); err != nil {
-		return nil, fmt.Errorf("mount %s: %w", workDir, err)
-	}
-	// Short relative names: mount(2) takes no more than a page of options.
-	if err := os.Chdir(workDir); err != nil {
-		return nil, err
-	}
 	if err := mountOverlay(d); err != nil {
 		return nil, err
 	}

@@ -14,5 +14,6 @@ func (s *Service) Run(ctx context.Context, r *wire.RunRequest) (*wire.RunRespons
 	if r.Configure == nil || r.Create == nil || r.Start == nil {
 		return nil, status.Error(codes.InvalidArgument, "run: a part is missing")
 	}
+	s.rest.Stop() // giving memory back can wait until this is done
 	return wire.RunParts(ctx, s, r), nil
 }

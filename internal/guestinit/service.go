@@ -10,6 +10,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -32,11 +33,15 @@ type Service struct {
 	filters filterCache
 	events  broadcaster
 	rest    *time.Timer // gives memory back when nothing was asked for a while
+	settled atomic.Bool // and no container made since
+	cloned  atomic.Bool // was settled once
 
 	configuring sync.Mutex
 
 	mu         sync.Mutex
 	containers map[string]*container
+	spare      *stage            // for the next container; nil: none
+	disks      map[string]string // device by serial, as far as known: asking a disk is slow
 }
 
 func newService(version string, m *machine) (*Service, error) {

@@ -4,7 +4,6 @@ import (
 	"context"
 	"os"
 	"path/filepath"
-	"runtime"
 	"runtime/debug"
 	"strings"
 	"time"
@@ -14,22 +13,19 @@ import (
 
 	"github.com/hyper-run/hyper/internal/guest/wire"
 	"github.com/hyper-run/hyper/internal/guestinit/device"
+	"github.com/hyper-run/hyper/internal/guestinit/session"
 )
 
 // Settle implements wire.GuestService.
 func (s *Service) Settle(ctx context.Context, _ *wire.SettleRequest) (*wire.SettleResponse, error) {
-	// Twice: some things are made when something is done again.
-	for range 2 {
-		if err := s.rehearse(ctx); err != nil {
-			return nil, status.Errorf(codes.Internal, "settle: %v", err)
-		}
-	}
-	s.machine.disks = device.Disks()
-	if err := s.machine.links.Learn(); err != nil {
+	if err := s.prepare(ctx); err != nil {
 		return nil, status.Errorf(codes.Internal, "settle: %v", err)
 	}
-	runtime.GC()
-	debug.FreeOSMemory()
+	s.settled.Store(true)
+	s.cloned.Store(true)
+	s.rest.Stop()
+	giveBack()
+	debug.SetGCPercent(-1) // until a clone has started its process and rests
 	for _, w := range []struct{ file, value string }{{"drop_caches", "3"}, {"compact_memory", "1"}} {
 		if err := os.WriteFile("/proc/sys/vm/"+w.file, []byte(w.value), 0); err != nil {
 			return nil, status.Errorf(codes.Internal, "settle: %v", err)
@@ -38,7 +34,29 @@ func (s *Service) Settle(ctx context.Context, _ *wire.SettleRequest) (*wire.Sett
 	if err := reported(ctx); err != nil {
 		return nil, status.Errorf(codes.Internal, "settle: %v", err)
 	}
+	session.End(ctx) // or each clone would have to, when its host comes
 	return &wire.SettleResponse{}, nil
+}
+
+// prepare makes and learns ahead of time what a container needs.
+func (s *Service) prepare(ctx context.Context) error {
+	// Twice: some things are made when something is done again.
+	for range 2 {
+		if err := s.rehearse(ctx); err != nil {
+			return err
+		}
+	}
+	disks := device.Disks()
+	spare, err := s.stage(spareGroup)
+	if err != nil {
+		return err
+	}
+	s.mu.Lock()
+	s.disks, s.spare = disks, spare
+	s.mu.Unlock()
+	s.configuring.Lock()
+	defer s.configuring.Unlock()
+	return s.machine.links.Settle()
 }
 
 // reportDelay is more than what the kernel waits before it reports free pages

@@ -63,10 +63,10 @@ func (v *vm) cpu() int {
 	return 10 * (user + system)
 }
 
-// privateDirty is the guest memory that the VM made its own, in KiB. Pages of
+// madeOwn is the guest memory that the VM made its own, in KiB. Pages of
 // the template that only this VM reads count as private and dirty too, but not
 // as anonymous.
-func (v *vm) privateDirty() int {
+func (v *vm) madeOwn() int {
 	b, _ := os.ReadFile(fmt.Sprintf("/proc/%d/smaps", v.cmd.Process.Pid))
 	inMemory := false
 	for line := range strings.Lines(string(b)) {
@@ -122,39 +122,48 @@ func TestCloneSpeed(t *testing.T) {
 	slices.Sort(tb)
 	slices.Sort(cpu)
 	t.Logf("blocks       min %d median %d, CPU min %d median %d ms", tb[0], tb[len(tb)/2], cpu[0], cpu[len(cpu)/2])
-	t.Run("idle", func(t *testing.T) {
-		v := tpl.clone(t, []string{layer})
-		time.Sleep(500 * time.Millisecond)
-		q := v.q
-		t.Logf("resumed: %d blocks, %d KiB", q.translated(), v.privateDirty())
-		v.connect()
-		t.Logf("connected: %d blocks, %d KiB", q.translated(), v.privateDirty())
-		r, err := v.c.Run(v.ctx(), runRequest("c", nil, "sleep", "1000"))
-		if err != nil || r.Failed != "" {
-			t.Fatal(err, r)
-		}
-		t.Logf("running: %d blocks, %d KiB", q.translated(), v.privateDirty())
-		for range 2 {
-			time.Sleep(5 * time.Second)
-			t.Logf("idle: %d blocks, %d KiB", q.translated(), v.privateDirty())
-		}
-	})
+	t.Run("idle", func(t *testing.T) { logIdle(t, tpl) })
 	if f := os.Getenv("HYPER_TEST_TRACE"); f != "" {
-		t.Run("trace", func(t *testing.T) {
-			v := tpl.clone(t, []string{layer}, "-d", "in_asm", "-D", f)
-			time.Sleep(500 * time.Millisecond)
-			mark := func(what string) {
-				if fi, err := os.Stat(f); err == nil {
-					t.Logf("%s at byte %d of the trace", what, fi.Size())
-				}
-			}
-			mark("resumed")
-			v.connect()
-			time.Sleep(300 * time.Millisecond)
-			mark("connected")
-			v.c.Run(v.ctx(), runRequest("c", nil, "true"))
-			mark("run")
-			v.wait("c", "")
-		})
+		t.Run("trace", func(t *testing.T) { logTrace(t, tpl, f) })
 	}
+}
+
+// logIdle logs how much a clone that does nothing translates and writes to.
+func logIdle(t *testing.T, tpl *template) {
+	v := tpl.clone(t, built().layers[:1])
+	time.Sleep(500 * time.Millisecond)
+	q := v.q
+	t.Logf("resumed: %d blocks, %d KiB", q.translated(), v.madeOwn())
+	v.connect()
+	t.Logf("connected: %d blocks, %d KiB", q.translated(), v.madeOwn())
+	time.Sleep(5 * time.Second)
+	t.Logf("idle: %d blocks, %d KiB", q.translated(), v.madeOwn())
+	r, err := v.c.Run(v.ctx(), runRequest("c", nil, "sleep", "1000"))
+	if err != nil || r.Failed != "" {
+		t.Fatal(err, r)
+	}
+	t.Logf("running: %d blocks, %d KiB", q.translated(), v.madeOwn())
+	for range 2 {
+		time.Sleep(5 * time.Second)
+		t.Logf("idle: %d blocks, %d KiB", q.translated(), v.madeOwn())
+	}
+}
+
+// logTrace has QEMU write what it translates to file f, and logs where in it
+// the steps of a start are.
+func logTrace(t *testing.T, tpl *template, f string) {
+	v := tpl.clone(t, built().layers[:1], "-d", "in_asm", "-D", f)
+	time.Sleep(500 * time.Millisecond)
+	mark := func(what string) {
+		if fi, err := os.Stat(f); err == nil {
+			t.Logf("%s at byte %d of the trace", what, fi.Size())
+		}
+	}
+	mark("resumed")
+	v.connect()
+	time.Sleep(300 * time.Millisecond)
+	mark("connected")
+	v.c.Run(v.ctx(), runRequest("c", nil, "true"))
+	mark("run")
+	v.wait("c", "")
 }

@@ -81,7 +81,7 @@ func (a *artifacts) build() error {
 		}
 	}
 	a.blank = filepath.Join(a.dir, "blank.ext4")
-	return run("mke2fs", "-q", "-t", "ext4", "-E", "lazy_itable_init=1,lazy_journal_init=1", a.blank, "256M")
+	return run("mke2fs", "-q", "-t", "ext4", "-E", "nodiscard,lazy_journal_init=1,assume_storage_prezeroed=1", a.blank, "256M")
 }
 
 func (a *artifacts) busyboxLayer() error {

@@ -10,6 +10,8 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"slices"
+	"strings"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -49,6 +51,36 @@ func (l *Links) Learn() error {
 	l.known = all
 	return nil
 }
+
+// Settle brings all interfaces up, so that a clone need not, and learns them.
+// They have no addresses and make none themselves: nothing is sent, and
+// nothing is left to be done later, which each clone would do.
+func (l *Links) Settle() error {
+	if err := l.Learn(); err != nil {
+		return err
+	}
+	b := new(batch)
+	for _, dev := range l.known {
+		if dev.Flags&net.FlagLoopback != 0 {
+			continue
+		}
+		for _, set := range quiet {
+			err := os.WriteFile("/proc/sys/net/ipv6/conf/"+dev.Name+"/"+set.file, []byte(set.value), 0)
+			if err != nil && !os.IsNotExist(err) { // a kernel without IPv6
+				return fmt.Errorf("quieten interface %s: %w", dev.Name, err)
+			}
+		}
+		b.add("bring up "+dev.Name, unix.RTM_NEWLINK, 0).ifinfo(dev.Index, unix.IFF_UP)
+	}
+	if len(b.messages) == 0 {
+		return nil
+	}
+	return b.send()
+}
+
+// quiet is how an interface neither makes addresses (Apply does) nor asks for
+// routers, of which hyperd's networks have none that answer.
+var quiet = []struct{ file, value string }{{"addr_gen_mode", "1"}, {"accept_ra", "0"}, {"router_solicitations", "0"}}
 
 // Apply makes interfaces and routes what they say, in one request to the
 // kernel. It can be repeated: addresses that an interface has stay, a route
@@ -117,8 +149,8 @@ func (l *Links) lookup(mac net.HardwareAddr) (net.Interface, bool) {
 // configure adds what makes dev what i says.
 func (b *batch) configure(dev net.Interface, i *wire.Interface) error {
 	mac, err := net.ParseMAC(i.Mac)
-	if err != nil {
-		return err
+	if err != nil || len(mac) != 6 {
+		return fmt.Errorf("address %q is not an Ethernet address", i.Mac)
 	}
 	// The kernel goes by the order here, and brings the interface up last.
 	m := b.add("configure interface "+i.Name, unix.RTM_NEWLINK, 0)
@@ -132,7 +164,11 @@ func (b *batch) configure(dev net.Interface, i *wire.Interface) error {
 	if i.Name != "" && i.Name != dev.Name {
 		m.attr(unix.IFLA_IFNAME, append([]byte(i.Name), 0))
 	}
-	for _, a := range i.Addresses {
+	addresses := i.Addresses
+	if i.CurrentMac != "" && slices.ContainsFunc(addresses, func(a string) bool { return strings.Contains(a, ":") }) {
+		addresses = append(slices.Clone(addresses), linkLocal(mac).String())
+	}
+	for _, a := range addresses {
 		p, err := netip.ParsePrefix(a)
 		if err != nil {
 			return err
@@ -140,6 +176,13 @@ func (b *batch) configure(dev net.Interface, i *wire.Interface) error {
 		b.address(fmt.Sprintf("configure interface %s: add address %s", i.Name, a), dev.Index, p)
 	}
 	return nil
+}
+
+// linkLocal is the address that IPv6 wants an interface to have (RFC 4291,
+// appendix A); a settled one makes none itself.
+func linkLocal(mac net.HardwareAddr) netip.Prefix {
+	a := [16]byte{0xfe, 0x80, 8: mac[0] ^ 2, 9: mac[1], 10: mac[2], 11: 0xff, 12: 0xfe, 13: mac[3], 14: mac[4], 15: mac[5]}
+	return netip.PrefixFrom(netip.AddrFrom16(a), 64)
 }
 
 // route adds a route; index has the interfaces that are being configured.
@@ -175,7 +218,11 @@ func (b *batch) address(what string, index int, p netip.Prefix) {
 	if p.Addr().Is6() {
 		flags = unix.IFA_F_NODAD // hyperd gives no address twice; do not wait a second
 	}
-	m.b = append(m.b, family(p.Addr()), byte(p.Bits()), flags, unix.RT_SCOPE_UNIVERSE)
+	scope := byte(unix.RT_SCOPE_UNIVERSE)
+	if p.Addr().IsLinkLocalUnicast() && p.Addr().Is6() {
+		scope = unix.RT_SCOPE_LINK
+	}
+	m.b = append(m.b, family(p.Addr()), byte(p.Bits()), flags, scope)
 	m.b = binary.NativeEndian.AppendUint32(m.b, uint32(index))
 	m.attr(unix.IFA_LOCAL, a)
 	m.attr(unix.IFA_ADDRESS, a)

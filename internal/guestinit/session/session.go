@@ -7,6 +7,7 @@ import (
 	"errors"
 	"io"
 	"net"
+	"time"
 
 	"github.com/containerd/log"
 	"github.com/containerd/ttrpc"
@@ -29,52 +30,86 @@ type contextKey struct{}
 // differs between sessions.
 func From(ctx context.Context) any { return ctx.Value(contextKey{}) }
 
+// End ends the session that a call came by, once its answer has left.
+func End(ctx context.Context) {
+	if s, ok := From(ctx).(*session); ok {
+		time.AfterFunc(answerTime, func() { s.mux.Close() })
+	}
+}
+
+// answerTime is more than an answer takes from its call to the byte stream.
+const answerTime = 100 * time.Millisecond
+
 // Serve serves sessions until l ends, and returns why. It calls answered
 // after every call.
 func Serve(l net.Listener, h Handler, answered func()) error {
 	for {
-		conn, err := l.Accept()
+		s, err := newSession(h, answered)
 		if err != nil {
 			return err
 		}
-		mux, err := wire.MuxGuest(conn)
+		conn, err := l.Accept()
 		if err != nil {
+			s.close()
+			return err
+		}
+		if s.mux, err = wire.MuxGuest(conn); err != nil {
+			s.close()
 			conn.Close()
 			return err
 		}
-		serveSession(mux, h, answered)
+		s.serve()
 	}
 }
 
-// serveSession returns when the session has ended; calls that still run see
-// their context cancelled.
-func serveSession(mux *yamux.Session, h Handler, answered func()) {
-	defer mux.Close()
-	calls, err := mux.AcceptStream()
-	if err != nil {
-		return
-	}
+// A session is all that serves one host, made before it comes: a clone has it
+// from its template.
+type session struct {
+	h      Handler
+	server *ttrpc.Server
+	calls  *oneConn
+	cancel context.CancelFunc
+	mux    *yamux.Session // once there is a host
+}
+
+func newSession(h Handler, answered func()) (*session, error) {
 	server, err := ttrpc.NewServer(ttrpc.WithUnaryServerInterceptor(
 		func(ctx context.Context, u ttrpc.Unmarshaler, _ *ttrpc.UnaryServerInfo, call ttrpc.Method) (any, error) {
 			defer answered()
 			return call(ctx, u)
 		}))
 	if err != nil {
-		return
+		return nil, err
 	}
 	wire.RegisterGuestService(server, h)
-	ctx, cancel := context.WithCancel(context.WithValue(quiet(), contextKey{}, mux))
-	defer cancel()
-	l := &oneConn{conn: make(chan net.Conn, 1), closed: make(chan struct{})}
-	l.conn <- calls
-	go server.Serve(ctx, l)
-	defer server.Close()
+	s := &session{h: h, server: server, calls: &oneConn{conn: make(chan net.Conn, 1), closed: make(chan struct{})}}
+	ctx, cancel := context.WithCancel(context.WithValue(quiet(), contextKey{}, s))
+	s.cancel = cancel
+	go server.Serve(ctx, s.calls)
+	return s, nil
+}
+
+func (s *session) close() {
+	s.server.Close()
+	s.cancel()
+}
+
+// serve returns when the session has ended; calls that still run see their
+// context cancelled.
+func (s *session) serve() {
+	defer s.mux.Close()
+	defer s.close()
+	calls, err := s.mux.AcceptStream()
+	if err != nil {
+		return
+	}
+	s.calls.conn <- calls
 	for {
-		s, err := mux.AcceptStream()
+		stream, err := s.mux.AcceptStream()
 		if err != nil {
 			return
 		}
-		go serveStream(s, h, mux)
+		go s.serveStream(stream)
 	}
 }
 
@@ -88,23 +123,23 @@ func quiet() context.Context {
 
 func zero[T any](*T) *T { return new(T) }
 
-func serveStream(s *yamux.Stream, h Handler, mux *yamux.Session) {
-	header, err := wire.ReadStreamHeader(s)
+func (s *session) serveStream(stream *yamux.Stream) {
+	header, err := wire.ReadStreamHeader(stream)
 	if err != nil {
-		s.Close()
+		stream.Close()
 		return
 	}
-	p, err := h.Stdio(header.ContainerId, header.ExecId)
+	p, err := s.h.Stdio(header.ContainerId, header.ExecId)
 	if err != nil {
 		if header.Kind == wire.StreamHeader_STDIN {
-			io.Copy(io.Discard, s)
+			io.Copy(io.Discard, stream)
 		} else {
-			s.Write(wire.RefusalChunk(err.Error()))
+			stream.Write(wire.RefusalChunk(err.Error()))
 		}
-		s.Close()
+		stream.Close()
 		return
 	}
-	p.Serve(s, header, mux)
+	p.Serve(stream, header, s)
 }
 
 // A oneConn is a listener that accepts one connection.
