@@ -66,6 +66,7 @@ type daemon struct {
 	boot     *bootCache
 	layers   *rootfs.Store
 	images   *image.Store
+	hello    image.Image
 	events   *event.Bus
 	pods     *pod.Set
 	listener net.Listener
@@ -251,7 +252,7 @@ func (d *daemon) openImages(ctx context.Context) (err error) {
 		return fmt.Errorf("open images: %w", err)
 	}
 	d.onClose(d.images.Close)
-	_, err = d.images.EnsureHello(ctx)
+	d.hello, err = d.images.EnsureHello(ctx)
 	return err
 }
 
@@ -284,7 +285,7 @@ func (d *daemon) openPods(ctx context.Context, parts Parts) error {
 		Layout: d.cfg.Layout, Store: durable, Runtime: runtime, Driver: d.driver,
 		Network: d.net, NetworkErr: d.netErr, Events: d.events, Log: d.log,
 		Templates: d.templates, Groups: d.groups, Memory: memory, Meter: d,
-		Layers: d.layerFiles, CreateDisk: d.layers.CreateDisk, Boot: bootFiles, DialGuest: guest.Dial, OpenGuest: guest.Open,
+		Layers: d.layerFiles, Rehearsal: d.rehearsal, CreateDisk: d.layers.CreateDisk, Boot: bootFiles, DialGuest: guest.Dial, OpenGuest: guest.Open,
 		Accel: d.cfg.Accel, VM: pod.Size{CPUs: d.cfg.VMCPUs, MemMiB: d.cfg.VMMemMiB},
 		MemMiB: d.cfg.MemMiB, CPUs: d.cfg.CPUs, HostCPUs: hostCPUs(), Warm: d.cfg.Warm, StartTimeout: d.cfg.BootTimeout,
 	})
@@ -371,6 +372,11 @@ func (d *daemon) layerFiles(ctx context.Context, sp pod.Spec, max int) ([]string
 		}
 	}
 	return paths, nil
+}
+
+// rehearsal is the image that every hyperd has.
+func (d *daemon) rehearsal(context.Context) (pod.Spec, error) {
+	return pod.Spec{ImageID: d.hello.ID.String(), Layers: d.hello.Layers(), Args: d.hello.Config.Config.Cmd, Network: "none"}, nil
 }
 
 func (d *daemon) mergedLayers(ctx context.Context, sp pod.Spec) ([]string, error) {

@@ -28,8 +28,9 @@ type plan struct {
 
 // Slots of a VM. A microvm has 24 places for devices, of which four are taken
 // by the serial ports, random numbers, the balloon and a NIC.
+// The last of each kind is left to the rehearsal of warm VMs.
 const (
-	layerSlots = 12 // more layers are merged
+	layerSlots = 12 // so more than 11 layers are merged
 	diskSlots  = 4
 )
 
@@ -49,7 +50,7 @@ func (s *Set) plan(ctx context.Context, c *container) (*plan, error) {
 	}
 	var g errgroup.Group
 	g.Go(func() (err error) {
-		p.layers, err = s.cfg.Layers(ctx, sp, layerSlots)
+		p.layers, err = s.cfg.Layers(ctx, sp, layerSlots-1)
 		return err
 	})
 	g.Go(func() (err error) {

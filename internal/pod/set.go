@@ -51,6 +51,9 @@ type Config struct {
 	// Layers finds the container's image layers as files, lowest first, and
 	// merges them into one when there are more than max.
 	Layers func(ctx context.Context, sp Spec, max int) ([]string, error)
+	// Rehearsal is a small container that ends by itself, for warm VMs of an
+	// emulator to run ahead; nil: none.
+	Rehearsal func(ctx context.Context) (Spec, error)
 	// CreateDisk makes a writable disk at path, bytes large.
 	CreateDisk func(path string, bytes int64) error
 	// Boot chooses kernel and initrd; kernel "" means the default one.

@@ -4,11 +4,18 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
+	"path/filepath"
 	"slices"
 	"sync"
 	"time"
 
+	"github.com/containerd/errdefs"
+
+	"github.com/hyper-run/hyper/internal/guest"
+	"github.com/hyper-run/hyper/internal/guest/wire"
 	"github.com/hyper-run/hyper/internal/template"
+	"github.com/hyper-run/hyper/internal/vmm"
 )
 
 // A warmPool keeps clones that have answered, with an address but no
@@ -253,5 +260,72 @@ func (s *Set) makeWarm(ctx context.Context, sh *shelf) (_ *machine, err error) {
 		return nil, m.noAnswer(ctx, fmt.Errorf("configure guest: %w", err))
 	}
 	m.rec.Info.BootTime = (<-answered).Sub(m.bootedAt)
+	if err := s.rehearse(ctx, m, g); err != nil {
+		return nil, err
+	}
 	return m, m.save()
+}
+
+// rehearse runs a small container in a warm VM, so that an emulator has
+// translated the code of a start before somebody waits for it. With hardware
+// that executes guests there is nothing to gain.
+func (s *Set) rehearse(ctx context.Context, m *machine, g *guest.Client) error {
+	if s.cfg.Rehearsal == nil || m.rec.Info.Accel != string(vmm.AccelTCG) {
+		return nil
+	}
+	sp, err := s.cfg.Rehearsal(ctx)
+	if err != nil {
+		return fmt.Errorf("rehearse: %w", err)
+	}
+	layers, err := s.cfg.Layers(ctx, sp, 1)
+	if err != nil {
+		return fmt.Errorf("rehearse: %w", err)
+	}
+	disk := filepath.Join(s.cfg.Layout.Pod(m.rec.ID), "rehearsal.ext4")
+	if err := s.cfg.CreateDisk(disk, minDiskBytes); err != nil {
+		return fmt.Errorf("rehearse: %w", err)
+	}
+	f, ok := m.vm.(vmm.Filler)
+	if !ok {
+		return fmt.Errorf("rehearse: fill slots: %w", errdefs.ErrNotImplemented)
+	}
+	layer, upper := template.LayerSlot(layerSlots-1), template.DiskSlot(diskSlots-1)
+	if err := f.Fill(ctx, []vmm.Disk{{ID: layer, Path: layers[0], ReadOnly: true}, {ID: upper, Path: disk}}); err != nil {
+		return fmt.Errorf("rehearse: %w", err)
+	}
+	c := s.newContainer(record{ID: newID(), Spec: sp})
+	create, err := m.createRequest(c, &plan{})
+	if err != nil {
+		return fmt.Errorf("rehearse: %w", err)
+	}
+	create.Rootfs = &wire.RootFS{Layers: []string{layer}, Upper: upper}
+	return rehearseIn(ctx, g, c.id, &wire.RunRequest{
+		Configure: &wire.ConfigureRequest{}, Create: create, Start: &wire.StartProcessRequest{ContainerId: c.id},
+	})
+}
+
+// rehearseIn goes the whole road, output and end included.
+func rehearseIn(ctx context.Context, g *guest.Client, id string, req *wire.RunRequest) error {
+	resp, err := g.Run(ctx, req)
+	if err == nil {
+		err = runFailure(resp, "rehearsal")
+	}
+	if err != nil {
+		return fmt.Errorf("rehearse: %w", err)
+	}
+	out, err := g.Output(ctx, id, "", wire.StreamHeader_STDOUT, 0)
+	if err == nil {
+		_, err = io.Copy(io.Discard, out)
+		out.Close()
+	}
+	if err == nil {
+		_, err = g.Wait(ctx, &wire.WaitRequest{ContainerId: id})
+	}
+	if err == nil {
+		_, err = g.DeleteContainer(ctx, &wire.DeleteContainerRequest{Id: id})
+	}
+	if err != nil {
+		return fmt.Errorf("rehearse: %w", err)
+	}
+	return nil
 }

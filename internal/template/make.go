@@ -170,7 +170,13 @@ func (s *Store) settle(ctx context.Context, vm vmm.VM) error {
 	if _, err := client.Settle(settles, &wire.SettleRequest{}); err != nil {
 		return because(settles, err)
 	}
-	return nil
+	// hyperstart ends the session, so that no clone has to.
+	select {
+	case <-client.Done():
+		return nil
+	case <-settles.Done():
+		return because(settles, settles.Err())
+	}
 }
 
 // because is why ctx has ended when it has, else err.

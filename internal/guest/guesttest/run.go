@@ -4,6 +4,7 @@ import (
 	"context"
 
 	"github.com/hyper-run/hyper/internal/guest/wire"
+	"github.com/hyper-run/hyper/internal/guestinit/session"
 )
 
 // Run implements wire.GuestService.
@@ -12,6 +13,7 @@ func (g *Guest) Run(ctx context.Context, r *wire.RunRequest) (*wire.RunResponse,
 }
 
 // Settle implements wire.GuestService: there is nothing to give back.
-func (g *Guest) Settle(context.Context, *wire.SettleRequest) (*wire.SettleResponse, error) {
+func (g *Guest) Settle(ctx context.Context, _ *wire.SettleRequest) (*wire.SettleResponse, error) {
+	session.End(ctx)
 	return &wire.SettleResponse{}, nil
 }

@@ -284,7 +284,8 @@ func (s spec) nic(i int, n nicSpec) []string {
 	if n.VhostFD != 0 {
 		tap += fmt.Sprintf(",vhost=on,vhostfd=%d", n.VhostFD)
 	}
-	options := fmt.Sprintf("netdev=net%d,mac=%s", i, n.MAC)
+	// A clone has no address yet that could be announced.
+	options := fmt.Sprintf("netdev=net%d,mac=%s,guest_announce=off", i, n.MAC)
 	if n.MTU != 0 {
 		options += fmt.Sprintf(",host_mtu=%d", n.MTU)
 	}
