@@ -135,6 +135,7 @@ func (c *Client) Close() error {
 	c.lost(net.ErrClosed)
 	err := c.session.Close()
 	c.rpc.Close()
+	c.link.Close() // if the session is being closed elsewhere, it has not done that yet
 	return err
 }
 
