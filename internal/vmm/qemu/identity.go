@@ -6,10 +6,12 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+
+	"github.com/hyper-run/hyper/internal/vmm"
 )
 
 // identity is a text that changes with all that a saved VM depends on: the
-// builds of QEMU, the accelerator, and the host's CPU, which the guest saw.
+// builds of QEMU, its devices, the accelerator, and the host's CPU, which the guest saw.
 func (h *host) identity() (string, error) {
 	sum := sha256.New()
 	binaries := []program{h.full}
@@ -22,6 +24,11 @@ func (h *host) identity() (string, error) {
 			return "", err
 		}
 		fmt.Fprintf(sum, "%s %s %d %d\n", filepath.Base(b.path), b.version, info.Size(), info.ModTime().UnixNano())
+	}
+	// What a VM of ours consists of.
+	for _, m := range []vmm.Machine{vmm.MachineMicroVM, vmm.MachineQ35} {
+		s := spec{Accel: h.caps.Accel, Machine: m, Disks: make([]diskSpec, 1), NICs: make([]nicSpec, 1)}
+		fmt.Fprintf(sum, "%q\n", s.argv())
 	}
 	cpu, err := os.ReadFile("/proc/cpuinfo")
 	if err != nil {
