@@ -266,6 +266,9 @@ func (s *Set) makeWarm(ctx context.Context, sh *shelf) (_ *machine, err error) {
 	return m, m.save()
 }
 
+// rehearsals is how often a small container is run: some roads differ the second time.
+const rehearsals = 3
+
 // rehearse runs a small container in a warm VM, so that an emulator has
 // translated the code of a start before somebody waits for it. With hardware
 // that executes guests there is nothing to gain.
@@ -299,9 +302,15 @@ func (s *Set) rehearse(ctx context.Context, m *machine, g *guest.Client) error {
 		return fmt.Errorf("rehearse: %w", err)
 	}
 	create.Rootfs = &wire.RootFS{Layers: []string{layer}, Upper: upper}
-	return rehearseIn(ctx, g, c.id, &wire.RunRequest{
-		Configure: &wire.ConfigureRequest{}, Create: create, Start: &wire.StartProcessRequest{ContainerId: c.id},
-	})
+	for range rehearsals {
+		err := rehearseIn(ctx, g, c.id, &wire.RunRequest{
+			Configure: &wire.ConfigureRequest{}, Create: create, Start: &wire.StartProcessRequest{ContainerId: c.id},
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // rehearseIn goes the whole road, output and end included.
