@@ -39,9 +39,10 @@ type Client struct {
 	rpc     *ttrpc.Client
 	begun   sync.Once
 
-	mu   sync.Mutex
-	err  error                  // why the connection ended
-	sent map[processKey]*uint64 // bytes sent to standard inputs; see CloseStdin
+	mu      sync.Mutex
+	err     error                  // why the connection ended
+	sent    map[processKey]*uint64 // bytes sent to standard inputs; see CloseStdin
+	batches []*batch               // held until their calls have been written
 }
 
 type processKey struct{ container, exec string }
@@ -73,7 +74,7 @@ func Open(conn net.Conn, o Options) (*Client, error) {
 		c.session.Close()
 		return nil, err
 	}
-	c.rpc = ttrpc.NewClient(&callsConn{Conn: calls, wrote: c.begin},
+	c.rpc = ttrpc.NewClient(&callsConn{Conn: calls, wrote: c.wroteCall},
 		ttrpc.WithUnaryClientInterceptor(c.intercept),
 		ttrpc.WithOnClose(func() { c.session.Close() }))
 	c.GuestClient = wire.NewGuestClient(c.rpc)
@@ -232,10 +233,14 @@ func (c *Client) CloseStdin(ctx context.Context, req *wire.CloseStdinRequest) (*
 
 // DeleteProcess forgets an exited exec, here too.
 func (c *Client) DeleteProcess(ctx context.Context, req *wire.DeleteProcessRequest) (*wire.DeleteProcessResponse, error) {
-	c.mu.Lock()
-	delete(c.sent, processKey{req.ContainerId, req.ExecId})
-	c.mu.Unlock()
+	c.forgetStdin(processKey{req.ContainerId, req.ExecId})
 	return c.GuestClient.DeleteProcess(ctx, req)
+}
+
+func (c *Client) forgetStdin(key processKey) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	delete(c.sent, key)
 }
 
 // Events streams what happens in the guest until the connection ends. Call it

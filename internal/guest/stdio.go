@@ -19,11 +19,15 @@ import (
 // guest knows no such process or no longer holds offset is the first Read's
 // error. A later Output for the same stream ends an earlier one.
 func (c *Client) Output(ctx context.Context, containerID, execID string, kind wire.StreamHeader_Kind, offset uint64) (*Output, error) {
-	s, err := c.openStdio(ctx, &wire.StreamHeader{ContainerId: containerID, ExecId: execID, Kind: kind, Offset: offset})
+	return c.output(ctx, &wire.StreamHeader{ContainerId: containerID, ExecId: execID, Kind: kind, Offset: offset}, false)
+}
+
+func (c *Client) output(ctx context.Context, h *wire.StreamHeader, await bool) (*Output, error) {
+	s, err := c.openStdio(ctx, h, await)
 	if err != nil {
 		return nil, err
 	}
-	o := &Output{c: c, s: s, r: wire.ChunkReader{R: s}, acked: offset, wake: make(chan struct{}, 1), closed: make(chan struct{})}
+	o := &Output{c: c, s: s, r: wire.ChunkReader{R: s}, acked: h.Offset, wake: make(chan struct{}, 1), closed: make(chan struct{})}
 	go o.sendAcks()
 	return o, nil
 }
@@ -32,11 +36,14 @@ func (c *Client) Output(ctx context.Context, containerID, execID string, kind wi
 // process's input open; CloseStdin closes it. Write blocks while the process
 // does not read; a concurrent Close ends it.
 func (c *Client) Stdin(ctx context.Context, containerID, execID string) (io.WriteCloser, error) {
-	s, err := c.openStdio(ctx, &wire.StreamHeader{ContainerId: containerID, ExecId: execID, Kind: wire.StreamHeader_STDIN})
+	return c.stdin(ctx, processKey{containerID, execID}, false)
+}
+
+func (c *Client) stdin(ctx context.Context, key processKey, await bool) (io.WriteCloser, error) {
+	s, err := c.openStdio(ctx, &wire.StreamHeader{ContainerId: key.container, ExecId: key.exec, Kind: wire.StreamHeader_STDIN}, await)
 	if err != nil {
 		return nil, err
 	}
-	key := processKey{containerID, execID}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.sent[key] == nil {
@@ -45,13 +52,13 @@ func (c *Client) Stdin(ctx context.Context, containerID, execID string) (io.Writ
 	return &input{c: c, s: s, sent: c.sent[key]}, nil
 }
 
-func (c *Client) openStdio(ctx context.Context, h *wire.StreamHeader) (*yamux.Stream, error) {
+func (c *Client) openStdio(ctx context.Context, h *wire.StreamHeader, await bool) (*yamux.Stream, error) {
 	s, err := c.openStream(ctx)
 	if err != nil {
 		return nil, err
 	}
 	wrote := make(chan error, 1)
-	go func() { wrote <- wire.WriteStreamHeader(s, h) }()
+	go func() { wrote <- wire.WriteStreamHeader(s, h, await) }()
 	select {
 	case err = <-wrote:
 		if err != nil {

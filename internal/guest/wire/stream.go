@@ -1,18 +1,40 @@
 package wire
 
 import (
+	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
 
+	"github.com/containerd/ttrpc"
 	"google.golang.org/protobuf/proto"
 )
 
-const maxStreamHeader = 512
+// A host that starts a process may open its streams and wait for its end
+// without waiting for the start's answer: it awaits the process, and so does
+// the guest, whatever it comes to see first. A stream says so in the top bit
+// of its header's length, a call in its metadata. Since protocol 2.
+const (
+	maxStreamHeader = 512
+	awaitBit        = 1 << 15
+	awaitKey        = "await"
+)
 
-// WriteStreamHeader opens a stdio stream.
-func WriteStreamHeader(w io.Writer, h *StreamHeader) error {
+// Await makes calls with the context it returns await the process they concern.
+func Await(ctx context.Context) context.Context {
+	return ttrpc.WithMetadata(ctx, ttrpc.MD{awaitKey: {"1"}})
+}
+
+// Awaits says, in the guest, whether a call awaits its process.
+func Awaits(ctx context.Context) bool {
+	_, ok := ttrpc.GetMetadataValue(ctx, awaitKey)
+	return ok
+}
+
+// WriteStreamHeader opens a stdio stream, of a process that may not have been
+// started yet if await is set.
+func WriteStreamHeader(w io.Writer, h *StreamHeader, await bool) error {
 	b, err := proto.MarshalOptions{}.MarshalAppend(make([]byte, 2, 64), h)
 	if err != nil {
 		return fmt.Errorf("encode stream header: %w", err)
@@ -20,30 +42,36 @@ func WriteStreamHeader(w io.Writer, h *StreamHeader) error {
 	if len(b)-2 > maxStreamHeader {
 		return fmt.Errorf("encode stream header: %d bytes, at most %d", len(b)-2, maxStreamHeader)
 	}
-	binary.BigEndian.PutUint16(b, uint16(len(b)-2))
+	n := uint16(len(b) - 2)
+	if await {
+		n |= awaitBit
+	}
+	binary.BigEndian.PutUint16(b, n)
 	_, err = w.Write(b)
 	return err
 }
 
 // ReadStreamHeader reads what WriteStreamHeader wrote.
-func ReadStreamHeader(r io.Reader) (*StreamHeader, error) {
+func ReadStreamHeader(r io.Reader) (h *StreamHeader, await bool, err error) {
 	var size [2]byte
 	if _, err := io.ReadFull(r, size[:]); err != nil {
-		return nil, fmt.Errorf("read stream header: %w", err)
+		return nil, false, fmt.Errorf("read stream header: %w", err)
 	}
 	n := binary.BigEndian.Uint16(size[:])
+	await = n&awaitBit != 0
+	n &^= awaitBit
 	if n > maxStreamHeader {
-		return nil, fmt.Errorf("read stream header: %d bytes, at most %d", n, maxStreamHeader)
+		return nil, false, fmt.Errorf("read stream header: %d bytes, at most %d", n, maxStreamHeader)
 	}
 	b := make([]byte, n)
 	if _, err := io.ReadFull(r, b); err != nil {
-		return nil, fmt.Errorf("read stream header: %w", err)
+		return nil, false, fmt.Errorf("read stream header: %w", err)
 	}
-	h := new(StreamHeader)
+	h = new(StreamHeader)
 	if err := proto.Unmarshal(b, h); err != nil {
-		return nil, fmt.Errorf("read stream header: %w", err)
+		return nil, false, fmt.Errorf("read stream header: %w", err)
 	}
-	return h, nil
+	return h, await, nil
 }
 
 // Output travels in chunks: a length of 4 bytes, big-endian, then as many

@@ -13,14 +13,16 @@ import (
 func TestStreamHeader(t *testing.T) {
 	h := &StreamHeader{ContainerId: strings.Repeat("a", 64), ExecId: "e", Kind: StreamHeader_STDERR, Offset: 1 << 40}
 	var b bytes.Buffer
-	if err := WriteStreamHeader(&b, h); err != nil {
-		t.Fatal(err)
+	for _, await := range []bool{false, true} {
+		if err := WriteStreamHeader(&b, h, await); err != nil {
+			t.Fatal(err)
+		}
+		got, awaits, err := ReadStreamHeader(&b)
+		if err != nil || awaits != await || !proto.Equal(got, h) {
+			t.Fatalf("got %v, %v, %v", got, awaits, err)
+		}
 	}
-	got, err := ReadStreamHeader(&b)
-	if err != nil || !proto.Equal(got, h) {
-		t.Fatalf("got %v, %v", got, err)
-	}
-	if err := WriteStreamHeader(&b, &StreamHeader{ExecId: strings.Repeat("x", maxStreamHeader)}); err == nil {
+	if err := WriteStreamHeader(&b, &StreamHeader{ExecId: strings.Repeat("x", maxStreamHeader)}, false); err == nil {
 		t.Error("a header beyond the limit was written")
 	}
 }
@@ -60,8 +62,9 @@ func TestChunkReader(t *testing.T) {
 func FuzzStreamHeader(f *testing.F) {
 	f.Add([]byte{0, 2, 8, 1})
 	f.Add([]byte{2, 1})
+	f.Add([]byte{0x80, 2, 8, 1})
 	f.Fuzz(func(t *testing.T, b []byte) {
-		h, err := ReadStreamHeader(bytes.NewReader(b))
+		h, _, err := ReadStreamHeader(bytes.NewReader(b))
 		if err == nil && proto.Size(h) > maxStreamHeader {
 			t.Fatal("too large")
 		}

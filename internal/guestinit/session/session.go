@@ -68,24 +68,35 @@ type session struct {
 	h      Handler
 	server *ttrpc.Server
 	calls  *oneConn
+	ctx    context.Context // ends with the session
 	cancel context.CancelFunc
 	mux    *yamux.Session // once there is a host
+
+	waiting *awaiter
 }
 
 func newSession(h Handler, answered func()) (*session, error) {
+	w := newAwaiter()
 	server, err := ttrpc.NewServer(ttrpc.WithUnaryServerInterceptor(
-		func(ctx context.Context, u ttrpc.Unmarshaler, _ *ttrpc.UnaryServerInfo, call ttrpc.Method) (any, error) {
+		func(ctx context.Context, u ttrpc.Unmarshaler, _ *ttrpc.UnaryServerInfo, call ttrpc.Method) (resp any, err error) {
 			defer answered()
-			return call(ctx, u)
+			if !wire.Awaits(ctx) {
+				defer w.callEnded()
+				return call(ctx, u)
+			}
+			err = w.await(ctx, func() (err error) {
+				resp, err = call(ctx, u)
+				return err
+			})
+			return resp, err
 		}))
 	if err != nil {
 		return nil, err
 	}
 	wire.RegisterGuestService(server, h)
-	s := &session{h: h, server: server, calls: &oneConn{conn: make(chan net.Conn, 1), closed: make(chan struct{})}}
-	ctx, cancel := context.WithCancel(context.WithValue(quiet(), contextKey{}, s))
-	s.cancel = cancel
-	go server.Serve(ctx, s.calls)
+	s := &session{h: h, server: server, waiting: w, calls: &oneConn{conn: make(chan net.Conn, 1), closed: make(chan struct{})}}
+	s.ctx, s.cancel = context.WithCancel(context.WithValue(quiet(), contextKey{}, s))
+	go server.Serve(s.ctx, s.calls)
 	return s, nil
 }
 
@@ -124,12 +135,21 @@ func quiet() context.Context {
 func zero[T any](*T) *T { return new(T) }
 
 func (s *session) serveStream(stream *yamux.Stream) {
-	header, err := wire.ReadStreamHeader(stream)
+	header, await, err := wire.ReadStreamHeader(stream)
 	if err != nil {
 		stream.Close()
 		return
 	}
-	p, err := s.h.Stdio(header.ContainerId, header.ExecId)
+	var p *stdio.IO
+	find := func() (err error) {
+		p, err = s.h.Stdio(header.ContainerId, header.ExecId)
+		return err
+	}
+	if await {
+		err = s.waiting.await(s.ctx, find)
+	} else {
+		err = find()
+	}
 	if err != nil {
 		if header.Kind == wire.StreamHeader_STDIN {
 			io.Copy(io.Discard, stream)
