@@ -143,7 +143,7 @@ func (s *Set) check(sp Spec) error {
 	if _, err := parseSignal(sp.StopSignal, unix.SIGTERM); err != nil {
 		return err
 	}
-	_, err := ociSpec(sp, "", nil)
+	_, _, err := ociSpec(sp, "", nil)
 	return err
 }
 

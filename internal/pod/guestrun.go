@@ -17,8 +17,8 @@ import (
 )
 
 // run has the guest run the container: it is told who it is, mounts the root
-// file system and starts the process, all in one call, which is sent before the guest
-// is known to live.
+// file system and starts the process, all in one call, which is sent before
+// the guest is known to live. The process is then m.launched.
 func (m *machine) run(ctx context.Context, c *container, p *plan, tr *trace) error {
 	sp := c.spec()
 	create, err := m.createRequest(c, p)
@@ -35,14 +35,15 @@ func (m *machine) run(ctx context.Context, c *container, p *plan, tr *trace) err
 		return m.noAnswer(ctx, err)
 	}
 	answered := m.answered(g)
-	resp, err := g.Run(ctx, &wire.RunRequest{
+	resp, launched, err := g.Launch(ctx, &wire.RunRequest{
 		Configure: m.configuration(c, p),
 		Create:    create,
 		Start:     &wire.StartProcessRequest{ContainerId: c.id, User: sp.User, AdditionalGroups: sp.Groups, Stdin: sp.Stdin, Init: sp.Init},
-	})
+	}, sp.TTY)
 	if err != nil {
 		return m.noAnswer(ctx, err)
 	}
+	m.launched = launched
 	if at := <-answered; m.rec.Info.BootTime == 0 {
 		m.rec.Info.BootTime = at.Sub(m.bootedAt)
 		tr.until("answer", at)
@@ -132,7 +133,7 @@ func (m *machine) createRequest(c *container, p *plan) (*wire.CreateContainerReq
 	if cs := c.spec().ConsoleSize; cs[0] > 0 && cs[1] > 0 {
 		size = &specs.Box{Height: cs[0], Width: cs[1]}
 	}
-	spec, err := ociSpec(c.spec(), c.hostname(), size)
+	spec, filter, err := ociSpec(c.spec(), c.hostname(), size)
 	if err != nil {
 		return nil, err
 	}
@@ -143,6 +144,9 @@ func (m *machine) createRequest(c *container, p *plan) (*wire.CreateContainerReq
 	req := &wire.CreateContainerRequest{
 		Id: c.id, Spec: data, Files: c.files(m.rec.Attachment),
 		Rootfs: &wire.RootFS{ReadOnly: c.spec().ReadOnly, Upper: template.DiskSlot(0)},
+	}
+	if filter != nil {
+		req.SeccompFilter, req.SeccompFlags = filter.Program, filter.Flags
 	}
 	for i := range p.layers {
 		req.Rootfs.Layers = append(req.Rootfs.Layers, template.LayerSlot(i))

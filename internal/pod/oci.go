@@ -9,20 +9,22 @@ import (
 	"strings"
 
 	"github.com/containerd/errdefs"
-	"github.com/moby/profiles/seccomp"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
+
+	"github.com/hyper-run/hyper/internal/seccomp"
 )
 
 // ociSpec turns a Spec into the OCI runtime spec that hyperstart runs. The
-// defaults are Docker's (moby daemon/pkg/oci). hostname is for $HOSTNAME.
-func ociSpec(sp Spec, hostname string, size *specs.Box) (*specs.Spec, error) {
+// defaults are Docker's (moby daemon/pkg/oci). hostname is for $HOSTNAME. The
+// seccomp filter, nil for none, goes beside the spec: the host compiles it.
+func ociSpec(sp Spec, hostname string, size *specs.Box) (*specs.Spec, *seccomp.Filter, error) {
 	caps, err := capabilities(sp.Privileged, sp.CapAdd, sp.CapDrop)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	rlimits, err := rlimits(sp.Ulimits)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	process := processSpec(sp.Args, environment(sp, hostname), sp.Dir, caps)
 	process.Terminal, process.ConsoleSize = sp.TTY, size
@@ -45,10 +47,12 @@ func ociSpec(sp Spec, hostname string, size *specs.Box) (*specs.Spec, error) {
 	if !sp.Privileged {
 		spec.Linux.Resources.Devices = allowedDevices()
 	}
-	if err := confine(spec, sp); err != nil {
-		return nil, err
+	confine(spec, sp)
+	filter, err := filters.get(sp, spec)
+	if err != nil {
+		return nil, nil, fmt.Errorf("seccomp profile: %w: %w", err, errdefs.ErrInvalidArgument)
 	}
-	return spec, nil
+	return spec, filter, nil
 }
 
 // sysctls adds what was asked for to what Docker sets in a network of a
@@ -84,11 +88,11 @@ func allowedDevices() []specs.LinuxDeviceCgroup {
 	return rules
 }
 
-// confine adds seccomp, masked and read-only paths.
-func confine(spec *specs.Spec, sp Spec) error {
+// confine adds masked and read-only paths.
+func confine(spec *specs.Spec, sp Spec) {
 	spec.Linux.MaskedPaths, spec.Linux.ReadonlyPaths = sp.MaskedPaths, sp.ReadonlyPaths
 	if sp.Privileged {
-		return nil
+		return
 	}
 	if sp.MaskedPaths == nil {
 		spec.Linux.MaskedPaths = slices.Clone(defaultMasked)
@@ -96,18 +100,6 @@ func confine(spec *specs.Spec, sp Spec) error {
 	if sp.ReadonlyPaths == nil {
 		spec.Linux.ReadonlyPaths = slices.Clone(defaultReadonly)
 	}
-	var err error
-	switch sp.Seccomp {
-	case "unconfined":
-	case "":
-		spec.Linux.Seccomp, err = seccomp.GetDefaultProfile(spec)
-	default:
-		spec.Linux.Seccomp, err = seccomp.LoadProfile(sp.Seccomp, spec)
-	}
-	if err != nil {
-		return fmt.Errorf("seccomp profile: %w: %w", err, errdefs.ErrInvalidArgument)
-	}
-	return nil
 }
 
 func processSpec(args, env []string, dir string, caps []string) *specs.Process {

@@ -10,6 +10,8 @@ import (
 	"sync"
 	"time"
 
+	"github.com/containerd/errdefs"
+
 	"github.com/hyper-run/hyper/internal/guest/wire"
 	"github.com/hyper-run/hyper/internal/logs"
 )
@@ -36,10 +38,14 @@ type run struct {
 }
 
 func newRun(c *container, m *machine, rr runRecord, log *logs.Log) *run {
-	return &run{
+	r := &run{
 		c: c, vm: m, pid: rr.PID, log: log, execs: map[string]*exec{},
 		ended: make(chan struct{}), released: make(chan struct{}), opening: newLock(),
 	}
+	if m.launched != nil {
+		r.stdin = m.launched.In
+	}
+	return r
 }
 
 // begin starts what goes on as long as the container runs.
@@ -151,6 +157,12 @@ func (r *run) died() ending {
 // waitGuest asks the guest for the exit status, over as many connections as it takes.
 func (r *run) waitGuest(ctx context.Context) (*wire.WaitResponse, error) {
 	var err error
+	if p := r.vm.launched; p != nil {
+		var st *wire.WaitResponse
+		if st, err = p.Wait(ctx); !errdefs.IsUnavailable(err) {
+			return st, err
+		}
+	}
 	for range redials {
 		g, gerr := r.vm.guest(ctx)
 		if err = gerr; err != nil {

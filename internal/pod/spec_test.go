@@ -1,6 +1,7 @@
 package pod
 
 import (
+	"bytes"
 	"slices"
 	"strings"
 	"testing"
@@ -8,6 +9,8 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
+
+	"github.com/hyper-run/hyper/internal/seccomp"
 )
 
 func TestCapabilities(t *testing.T) {
@@ -80,14 +83,14 @@ func TestOCISpec(t *testing.T) {
 		Ulimits:   []Ulimit{{"nofile", 10, 20}},
 		Resources: Resources{MemoryBytes: 64 << 20, NanoCPUs: 15e8, PIDs: 7},
 	}
-	spec, err := ociSpec(sp, "host", nil)
+	spec, filter, err := ociSpec(sp, "host", nil)
 	if err != nil {
 		t.Fatal(err)
 	}
 	if got, want := spec.Process.Env, []string{defaultPath, "HOSTNAME=host", "TERM=xterm", "X=1"}; !cmp.Equal(got, want) {
 		t.Errorf("env %v, want %v", got, want)
 	}
-	if !spec.Root.Readonly || spec.Linux.Seccomp == nil || len(spec.Linux.MaskedPaths) == 0 {
+	if !spec.Root.Readonly || filter == nil || spec.Linux.Seccomp != nil || len(spec.Linux.MaskedPaths) == 0 {
 		t.Error("read-only root, seccomp or masked paths are missing")
 	}
 	if *spec.Linux.Resources.Memory.Limit != 64<<20 || *spec.Linux.Resources.CPU.Quota != 150000 || *spec.Linux.Resources.Pids.Limit != 7 {
@@ -109,8 +112,8 @@ func TestOCISpec(t *testing.T) {
 		}
 	}
 	sp.Privileged = true
-	if spec, err = ociSpec(sp, "host", nil); err != nil || spec.Linux.Seccomp != nil || spec.Linux.MaskedPaths != nil {
-		t.Errorf("privileged: %v, seccomp %v, masked %v", err, spec.Linux.Seccomp, spec.Linux.MaskedPaths)
+	if spec, filter, err = ociSpec(sp, "host", nil); err != nil || filter != nil || spec.Linux.MaskedPaths != nil {
+		t.Errorf("privileged: %v, seccomp %v, masked %v", err, filter, spec.Linux.MaskedPaths)
 	}
 }
 
@@ -119,9 +122,34 @@ func TestBadSpecs(t *testing.T) {
 		"ulimit":  {Ulimits: []Ulimit{{"files", 1, 1}}},
 		"reverse": {Ulimits: []Ulimit{{"nofile", 2, 1}}},
 		"seccomp": {Seccomp: "{"},
+		"action":  {Seccomp: `{"defaultAction":"SCMP_ACT_NOTIFY"}`},
 	} {
-		if _, err := ociSpec(sp, "h", nil); !errdefs.IsInvalidArgument(err) {
+		if _, _, err := ociSpec(sp, "h", nil); !errdefs.IsInvalidArgument(err) {
 			t.Errorf("%s: %v, want invalid argument", name, err)
 		}
+	}
+}
+
+func TestFilters(t *testing.T) {
+	get := func(sp Spec) *seccomp.Filter {
+		t.Helper()
+		_, f, err := ociSpec(sp, "h", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return f
+	}
+	usual := get(Spec{})
+	if usual == nil || get(Spec{Args: []string{"sh"}, NoNewPrivs: true}) != usual {
+		t.Error("the usual filter was compiled again")
+	}
+	if f := get(Spec{CapAdd: []string{"SYS_ADMIN"}}); f == nil || bytes.Equal(f.Program, usual.Program) {
+		t.Error("capabilities do not shape the filter")
+	}
+	if f := get(Spec{Seccomp: `{"defaultAction":"SCMP_ACT_ALLOW"}`}); f == nil || bytes.Equal(f.Program, usual.Program) {
+		t.Error("the profile does not shape the filter")
+	}
+	if f := get(Spec{Seccomp: "unconfined"}); f != nil {
+		t.Error("unconfined: there is a filter")
 	}
 }

@@ -8,6 +8,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/hyper-run/hyper/internal/guest"
 	"github.com/hyper-run/hyper/internal/guest/wire"
 	"github.com/hyper-run/hyper/internal/logs"
 )
@@ -86,6 +87,13 @@ func endSinks(sinks []*sink) {
 func (r *run) pump(s logs.Stream, q *queue) {
 	defer q.close()
 	next := r.log.Offset(s) // of the first byte not received
+	if p := r.vm.launched; p != nil {
+		out := [...]*guest.Output{p.Out, p.Err}[s]
+		if err := r.carry(s, q, out, &next); err == nil || r.gone() {
+			r.flush(s)
+			return
+		}
+	}
 	for tries := 0; tries < redials; tries++ {
 		before := next
 		err := r.pumpOnce(s, q, &next)
@@ -97,10 +105,15 @@ func (r *run) pump(s logs.Stream, q *queue) {
 		}
 		r.c.set.log.Warn("output interrupted", "container", r.c.id, "stream", s, "err", err)
 	}
-	if r.vm.ctx.Err() == nil {
-		if _, err := r.log.Flush(s); err != nil {
-			r.c.set.log.Error("write log", "container", r.c.id, "err", err)
-		}
+	r.flush(s)
+}
+
+func (r *run) flush(s logs.Stream) {
+	if r.vm.ctx.Err() != nil {
+		return
+	}
+	if _, err := r.log.Flush(s); err != nil {
+		r.c.set.log.Error("write log", "container", r.c.id, "err", err)
 	}
 }
 
@@ -115,6 +128,11 @@ func (r *run) pumpOnce(s logs.Stream, q *queue, next *uint64) error {
 	if err != nil {
 		return err
 	}
+	return r.carry(s, q, out, next)
+}
+
+// carry carries what out brings, which it closes.
+func (r *run) carry(s logs.Stream, q *queue, out *guest.Output, next *uint64) error {
 	defer out.Close()
 	f := r.c.out[s]
 	for {

@@ -51,6 +51,7 @@ type machine struct {
 	vm       vmm.VM
 	template *template.Template // that it is a clone of; nil: none, or adopted
 	trace    *trace             // of the start; nil: adopted
+	launched *guest.Process     // that it was started for; nil: adopted
 	bootedAt time.Time          // when the VMM was started
 
 	ctx    context.Context // ends when this hyperd lets go of the VM
@@ -167,6 +168,9 @@ func (m *machine) console() string {
 // release lets go of the VM; it runs on.
 func (m *machine) release() {
 	m.cancel()
+	if m.launched != nil {
+		m.launched.Close()
+	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.client != nil {
