@@ -58,7 +58,7 @@ func cloneOf(t *testing.T, tpl *template, layers []string) *vm {
 // runClone is Run of a script, to its end.
 func (v *vm) runClone(script string, edit func(*wire.RunRequest, *specs.Spec)) string {
 	v.t.Helper()
-	r, err := v.c.Run(v.ctx(), runRequest("c", edit, "sh", "-c", script))
+	r, err := v.c.Run(v.ctx(), runRequest(v.t, "c", edit, "sh", "-c", script))
 	if err != nil || r.Failed != "" {
 		v.t.Fatal(err, r)
 	}

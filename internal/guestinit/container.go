@@ -57,11 +57,10 @@ func (s *Service) CreateContainer(ctx context.Context, r *wire.CreateContainerRe
 	if err := checkSpec(spec); err != nil {
 		return nil, status.Errorf(codes.InvalidArgument, "create container %s: %v", r.Id, err)
 	}
-	filter, err := s.filters.get(spec.Linux.Seccomp)
+	filter, err := newFilter(r)
 	if err != nil {
 		return nil, status.Errorf(codes.InvalidArgument, "create container %s: %v", r.Id, err)
 	}
-	spec.Linux.Seccomp = nil // large, and not needed any more
 	c := &container{id: r.Id, spec: spec, filter: filter}
 	s.mu.Lock()
 	if s.containers[r.Id] != nil {
@@ -91,7 +90,7 @@ func checkSpec(spec *specs.Spec) error {
 	for what, asked := range map[string]bool{
 		"hooks":                   spec.Hooks != nil,
 		"user namespaces":         len(l.UIDMappings)+len(l.GIDMappings) > 0,
-		"seccomp listeners":       l.Seccomp != nil && l.Seccomp.ListenerPath != "",
+		"seccomp profiles":        l.Seccomp != nil, // the host compiles them
 		"time offsets":            len(l.TimeOffsets) > 0,
 		"personalities":           l.Personality != nil,
 		"mount labels":            l.MountLabel != "",

@@ -1,52 +1,28 @@
 package guestinit
 
 import (
-	"encoding/json"
-	"sync"
+	"fmt"
 
-	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
-	"github.com/hyper-run/hyper/internal/guestinit/seccomp"
+	"github.com/hyper-run/hyper/internal/guest/wire"
 )
 
-// A filterCache keeps the last compiled seccomp filters: most containers have
-// the same profile, and compiling takes an emulated guest a while.
-type filterCache struct {
-	mu sync.Mutex
-	m  map[string]*filter
-}
-
+// A filter is a seccomp filter as the kernel takes it, which also checks it.
 type filter struct {
-	prog  []unix.SockFilter
-	flags uint
+	program []byte
+	flags   uint32
 }
 
-// maxFilters bounds the cache; it starts anew when it is full.
-const maxFilters = 8
-
-// get compiles a profile; nil has no filter.
-func (c *filterCache) get(sc *specs.LinuxSeccomp) (*filter, error) {
-	if sc == nil {
+// newFilter is that of a container's processes; nil: none.
+func newFilter(r *wire.CreateContainerRequest) (*filter, error) {
+	n := len(r.SeccompFilter)
+	if n == 0 {
 		return nil, nil
 	}
-	key, err := json.Marshal(sc)
-	if err != nil {
-		return nil, err
+	const size = 8 // of an instruction
+	if n%size != 0 || n/size > unix.BPF_MAXINSNS {
+		return nil, fmt.Errorf("seccomp filter of %d bytes: not up to %d instructions", n, unix.BPF_MAXINSNS)
 	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if f := c.m[string(key)]; f != nil {
-		return f, nil
-	}
-	prog, flags, err := seccomp.Compile(sc)
-	if err != nil {
-		return nil, err
-	}
-	if c.m == nil || len(c.m) == maxFilters {
-		c.m = map[string]*filter{}
-	}
-	f := &filter{prog, flags}
-	c.m[string(key)] = f
-	return f, nil
+	return &filter{r.SeccompFilter, r.SeccompFlags}, nil
 }

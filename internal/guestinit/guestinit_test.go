@@ -11,7 +11,6 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
-	"github.com/moby/profiles/seccomp"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
 	"github.com/hyper-run/hyper/internal/guest/wire"
@@ -282,20 +281,12 @@ func testSecurity(t *testing.T, v *vm) {
 	check(t, "capabilities of a user", v.sh(caps, config{user: "alice"}), "CapPrm: 0000000000000000 CapEff: 0000000000000000 CapBnd: 00000000a80425fb NoNewPrivs: 0 Seccomp: 0 ")
 	check(t, "none", v.sh(caps, config{spec: func(s *specs.Spec) { s.Process.Capabilities = nil; s.Process.NoNewPrivileges = true }}),
 		"CapPrm: 0000000000000000 CapEff: 0000000000000000 CapBnd: 0000000000000000 NoNewPrivs: 1 Seccomp: 0 ")
-	withProfile := func(nnp bool) func(*specs.Spec) {
-		return func(s *specs.Spec) {
-			p, err := seccomp.GetDefaultProfile(s)
-			if err != nil {
-				t.Fatal(err)
-			}
-			s.Linux.Seccomp, s.Process.NoNewPrivileges = p, nnp
-		}
-	}
+	filter := defaultFilter(t, dockerSpec())
 	for _, nnp := range []bool{false, true} {
-		out := v.sh("grep -E 'Seccomp:|CapEff' /proc/self/status | tr -s '\\t\\n' ' '; unshare -m true 2>&1; unshare -U true 2>&1; chroot / true && echo fine", config{spec: withProfile(nnp)})
+		out := v.sh("grep -E 'Seccomp:|CapEff' /proc/self/status | tr -s '\\t\\n' ' '; unshare -m true 2>&1; unshare -U true 2>&1; chroot / true && echo fine", config{filter: filter, spec: func(s *specs.Spec) { s.Process.NoNewPrivileges = nnp }})
 		check(t, "seccomp", out, "CapEff: 00000000a80425fb Seccomp: 2 unshare: unshare(0x20000): Operation not permitted\nunshare: unshare(0x10000000): Operation not permitted\nfine\n")
 	}
-	check(t, "seccomp and user", v.sh("id -u; grep Seccomp: /proc/self/status | tr -s '\\t\\n' ' '", config{user: "alice", spec: withProfile(false)}), "1000\nSeccomp: 2 ")
+	check(t, "seccomp and user", v.sh("id -u; grep Seccomp: /proc/self/status | tr -s '\\t\\n' ' '", config{user: "alice", filter: filter}), "1000\nSeccomp: 2 ")
 	check(t, "masked", v.sh("cat /proc/keys; cat /proc/timer_list | wc -c; ls /sys/firmware | wc -l; (echo 1 >/proc/sys/kernel/msgmax) 2>&1; mkdir /sys/fs/cgroup/x 2>&1", config{}),
 		"0\n0\nsh: can't create /proc/sys/kernel/msgmax: Read-only file system\nmkdir: can't create directory '/sys/fs/cgroup/x': Read-only file system\n")
 	check(t, "rlimits", v.sh("ulimit -n; ulimit -Hn; ulimit -c", config{spec: func(s *specs.Spec) {

@@ -55,7 +55,7 @@ func (l *launch) plan() (*spawn.Plan, error) {
 	p.Capabilities(with.effective, with.permitted, with.inheritable)
 	p.Chdir(l.p.Cwd)
 	if filter != nil {
-		p.Seccomp(filter.prog, filter.flags)
+		p.Seccomp(filter.program, filter.flags)
 	}
 	if with != caps {
 		p.Capabilities(caps.effective, caps.permitted, caps.inheritable)

@@ -30,7 +30,6 @@ type Service struct {
 	machine *machine
 	spawner *spawn.Spawner
 	lastCap int
-	filters filterCache
 	events  broadcaster
 	rest    *time.Timer // gives memory back when nothing was asked for a while
 	settled atomic.Bool // and no container made since

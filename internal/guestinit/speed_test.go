@@ -11,23 +11,22 @@ import (
 	"testing"
 	"time"
 
-	"github.com/moby/profiles/seccomp"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
 	"github.com/hyper-run/hyper/internal/guest/wire"
 )
 
 // runRequest is what hyperd asks of a clone for `run IMAGE sh -c "echo hello"`.
-func runRequest(id string, edit func(*wire.RunRequest, *specs.Spec), args ...string) *wire.RunRequest {
+func runRequest(t testing.TB, id string, edit func(*wire.RunRequest, *specs.Spec), args ...string) *wire.RunRequest {
 	spec := dockerSpec(args...)
-	spec.Linux.Seccomp, _ = seccomp.GetDefaultProfile(spec)
+	filter := defaultFilter(t, spec)
 	r := &wire.RunRequest{
 		Configure: &wire.ConfigureRequest{Hostname: "box", WallClockNanos: time.Now().UnixNano(), Entropy: randomBytes(64),
 			Interfaces: []*wire.Interface{{CurrentMac: cloneMAC, Mac: "02:68:74:aa:bb:cc", Name: "eth0", Mtu: 1500,
 				Addresses: []string{"172.30.0.2/16", "fd00::2/64"}}},
 			Routes:         []*wire.Route{{Gateway: "172.30.0.1", Interface: "eth0"}},
 			MemoryMaxBytes: 512 << 20, Cpus: 1},
-		Create: &wire.CreateContainerRequest{Id: id, Rootfs: &wire.RootFS{Layers: []string{layerSlot(0)}, Upper: upperSlot},
+		Create: &wire.CreateContainerRequest{Id: id, SeccompFilter: filter.Program, SeccompFlags: filter.Flags, Rootfs: &wire.RootFS{Layers: []string{layerSlot(0)}, Upper: upperSlot},
 			Files: []*wire.File{{Path: "/etc/hosts", Mode: 0o644, Content: []byte("127.0.0.1 localhost\n")}, {Path: "/etc/hostname", Mode: 0o644}, {Path: "/etc/resolv.conf", Mode: 0o644}}},
 		Start: &wire.StartProcessRequest{ContainerId: id},
 	}
@@ -98,7 +97,7 @@ func TestCloneSpeed(t *testing.T) {
 			v.connect()
 			contact = append(contact, time.Since(start))
 			start = time.Now()
-			r, err := v.c.Run(v.ctx(), runRequest("c", nil, "true"))
+			r, err := v.c.Run(v.ctx(), runRequest(t, "c", nil, "true"))
 			if err != nil || r.Failed != "" {
 				t.Fatal(err, r)
 			}
@@ -138,7 +137,7 @@ func logIdle(t *testing.T, tpl *template) {
 	t.Logf("connected: %d blocks, %d KiB", q.translated(), v.madeOwn())
 	time.Sleep(5 * time.Second)
 	t.Logf("idle: %d blocks, %d KiB", q.translated(), v.madeOwn())
-	r, err := v.c.Run(v.ctx(), runRequest("c", nil, "sleep", "1000"))
+	r, err := v.c.Run(v.ctx(), runRequest(t, "c", nil, "sleep", "1000"))
 	if err != nil || r.Failed != "" {
 		t.Fatal(err, r)
 	}
@@ -163,7 +162,7 @@ func logTrace(t *testing.T, tpl *template, f string) {
 	v.connect()
 	time.Sleep(300 * time.Millisecond)
 	mark("connected")
-	v.c.Run(v.ctx(), runRequest("c", nil, "true"))
+	v.c.Run(v.ctx(), runRequest(t, "c", nil, "true"))
 	mark("run")
 	v.wait("c", "")
 }

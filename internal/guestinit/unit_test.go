@@ -80,6 +80,7 @@ func TestCheckSpec(t *testing.T) {
 		{Linux: &specs.Linux{Namespaces: []specs.LinuxNamespace{{Type: "network", Path: "/x"}}}},
 		{Linux: &specs.Linux{Namespaces: []specs.LinuxNamespace{{Type: "user"}}}},
 		{Linux: &specs.Linux{RootfsPropagation: "shared"}},
+		{Linux: &specs.Linux{Seccomp: &specs.LinuxSeccomp{}}},
 		{Process: &specs.Process{ApparmorProfile: "x"}},
 	} {
 		if checkSpec(s) == nil {
@@ -88,6 +89,15 @@ func TestCheckSpec(t *testing.T) {
 	}
 	if err := checkSpec(&specs.Spec{Process: &specs.Process{}, Linux: &specs.Linux{RootfsPropagation: "rprivate"}}); err != nil {
 		t.Error(err)
+	}
+}
+
+func TestNewFilter(t *testing.T) {
+	for n, ok := range map[int]bool{0: true, 8: true, 8 * 4096: true, 7: false, 12: false, 8 * 4097: false} {
+		f, err := newFilter(&wire.CreateContainerRequest{SeccompFilter: make([]byte, n), SeccompFlags: 2})
+		if (err == nil) != ok || (f != nil) != (ok && n > 0) {
+			t.Errorf("%d bytes: %v, %v", n, f, err)
+		}
 	}
 }
 

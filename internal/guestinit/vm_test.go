@@ -17,11 +17,13 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
+	profiles "github.com/moby/profiles/seccomp"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
 	"github.com/hyper-run/hyper/boot"
 	"github.com/hyper-run/hyper/internal/guest"
 	"github.com/hyper-run/hyper/internal/guest/wire"
+	"github.com/hyper-run/hyper/internal/seccomp"
 )
 
 // The tests of this package boot hyperstart in QEMU. HYPER_TEST_KERNEL is the
@@ -272,6 +274,7 @@ type config struct {
 	layers   []string
 	files    []*wire.File
 	spec     func(*specs.Spec)
+	filter   *seccomp.Filter
 }
 
 var defaultCaps = []string{"CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_FSETID", "CAP_FOWNER", "CAP_MKNOD", "CAP_NET_RAW",
@@ -302,6 +305,20 @@ func dockerSpec(args ...string) *specs.Spec {
 	}
 }
 
+// defaultFilter is what Docker's profile makes of spec's capabilities.
+func defaultFilter(t testing.TB, spec *specs.Spec) *seccomp.Filter {
+	t.Helper()
+	p, err := profiles.GetDefaultProfile(spec)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f, err := seccomp.Compile(p)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return f
+}
+
 func (v *vm) create(id string, c config) {
 	v.t.Helper()
 	if err := v.tryCreate(id, c); err != nil {
@@ -324,7 +341,11 @@ func (v *vm) tryCreate(id string, c config) error {
 	if c.noUpper {
 		root.Upper = ""
 	}
-	_, err := v.c.CreateContainer(v.ctx(), &wire.CreateContainerRequest{Id: id, Rootfs: root, Spec: b, Files: c.files})
+	r := &wire.CreateContainerRequest{Id: id, Rootfs: root, Spec: b, Files: c.files}
+	if f := c.filter; f != nil {
+		r.SeccompFilter, r.SeccompFlags = f.Program, f.Flags
+	}
+	_, err := v.c.CreateContainer(v.ctx(), r)
 	return err
 }
 

@@ -652,8 +652,12 @@ type CreateContainerRequest struct {
 	// OCI runtime-spec config.json. Of linux.namespaces, pid and mount are the
 	// container's own; ipc, uts and network are the pod's unless listed.
 	// A mount of type "bind" whose source lies below /run/pod is the pod's.
-	Spec          []byte  `protobuf:"bytes,3,opt,name=spec,proto3" json:"spec,omitempty"`
-	Files         []*File `protobuf:"bytes,4,rep,name=files,proto3" json:"files,omitempty"`
+	Spec  []byte  `protobuf:"bytes,3,opt,name=spec,proto3" json:"spec,omitempty"`
+	Files []*File `protobuf:"bytes,4,rep,name=files,proto3" json:"files,omitempty"`
+	// What seccomp(2) installs in the container's processes, compiled by hyperd: instructions of
+	// 8 bytes each, in the guest's layout, and flags. None: no filter. The spec has no linux.seccomp.
+	SeccompFilter []byte `protobuf:"bytes,5,opt,name=seccomp_filter,json=seccompFilter,proto3" json:"seccomp_filter,omitempty"`
+	SeccompFlags  uint32 `protobuf:"varint,6,opt,name=seccomp_flags,json=seccompFlags,proto3" json:"seccomp_flags,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -714,6 +718,20 @@ func (x *CreateContainerRequest) GetFiles() []*File {
 		return x.Files
 	}
 	return nil
+}
+
+func (x *CreateContainerRequest) GetSeccompFilter() []byte {
+	if x != nil {
+		return x.SeccompFilter
+	}
+	return nil
+}
+
+func (x *CreateContainerRequest) GetSeccompFlags() uint32 {
+	if x != nil {
+		return x.SeccompFlags
+	}
+	return 0
 }
 
 type CreateContainerResponse struct {
@@ -2889,12 +2907,14 @@ const file_guest_proto_rawDesc = "" +
 	"\x04File\x12\x12\n" +
 	"\x04path\x18\x01 \x01(\tR\x04path\x12\x18\n" +
 	"\acontent\x18\x02 \x01(\fR\acontent\x12\x12\n" +
-	"\x04mode\x18\x03 \x01(\rR\x04mode\"\x98\x01\n" +
+	"\x04mode\x18\x03 \x01(\rR\x04mode\"\xe4\x01\n" +
 	"\x16CreateContainerRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12.\n" +
 	"\x06rootfs\x18\x02 \x01(\v2\x16.hyper.guest.v1.RootFSR\x06rootfs\x12\x12\n" +
 	"\x04spec\x18\x03 \x01(\fR\x04spec\x12*\n" +
-	"\x05files\x18\x04 \x03(\v2\x14.hyper.guest.v1.FileR\x05files\"\x19\n" +
+	"\x05files\x18\x04 \x03(\v2\x14.hyper.guest.v1.FileR\x05files\x12%\n" +
+	"\x0eseccomp_filter\x18\x05 \x01(\fR\rseccompFilter\x12#\n" +
+	"\rseccomp_flags\x18\x06 \x01(\rR\fseccompFlags\"\x19\n" +
 	"\x17CreateContainerResponse\"\xd6\x01\n" +
 	"\x13StartProcessRequest\x12!\n" +
 	"\fcontainer_id\x18\x01 \x01(\tR\vcontainerId\x12\x17\n" +

@@ -186,10 +186,15 @@ func (p *Plan) NoNewPrivileges() {
 	p.do("set no_new_privs", unix.SYS_PRCTL, unix.PR_SET_NO_NEW_PRIVS, 1)
 }
 
-// Seccomp installs a filter; flags are those of seccomp(2).
-func (p *Plan) Seccomp(filter []unix.SockFilter, flags uint) {
+// sockFilterSize is that of struct sock_filter.
+const sockFilterSize = unsafe.Sizeof(unix.SockFilter{})
+
+// Seccomp installs a filter, an array of struct sock_filter that is not empty;
+// flags are those of seccomp(2).
+func (p *Plan) Seccomp(filter []byte, flags uint32) {
 	p.keep = append(p.keep, filter)
-	prog := mem(p, unix.SockFprog{Len: uint16(len(filter)), Filter: &filter[0]})
+	n := uint16(uintptr(len(filter)) / sockFilterSize)
+	prog := mem(p, unix.SockFprog{Len: n, Filter: (*unix.SockFilter)(unsafe.Pointer(&filter[0]))})
 	p.do("install seccomp filter", unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, uintptr(flags), prog)
 }
 

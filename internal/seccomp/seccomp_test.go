@@ -5,6 +5,7 @@ import (
 	"math/rand/v2"
 	"strings"
 	"testing"
+	"unsafe"
 
 	"github.com/moby/profiles/seccomp"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -65,7 +66,7 @@ func TestDefaultProfile(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	prog, _, err := Compile(p)
+	prog, _, err := compile(p)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -131,7 +132,7 @@ func TestConditions(t *testing.T) {
 					Names: []string{"ioctl"}, Action: specs.ActAllow,
 					Args: []specs.LinuxSeccompArg{{Index: 3, Op: op, Value: value, ValueTwo: two}},
 				}}}
-				prog, _, err := Compile(p)
+				prog, _, err := compile(p)
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -159,7 +160,7 @@ func TestSeveralConditionsAndRules(t *testing.T) {
 		{Names: []string{"read"}, Action: specs.ActKillProcess, Args: []specs.LinuxSeccompArg{arg(0, 8), arg(0, 9)}},
 		{Names: []string{"write", "no_such_call"}, Action: specs.ActLog},
 	}}
-	prog, flags, err := Compile(p)
+	prog, flags, err := compile(p)
 	if err != nil || flags != unix.SECCOMP_FILTER_FLAG_SPEC_ALLOW {
 		t.Fatal(flags, err)
 	}
@@ -191,7 +192,7 @@ func TestErrors(t *testing.T) {
 			Args: []specs.LinuxSeccompArg{{Op: "?"}}}}},
 	}
 	for _, p := range bad {
-		if _, _, err := Compile(&p); err == nil || !strings.Contains(err.Error(), "seccomp") {
+		if _, _, err := compile(&p); err == nil || !strings.Contains(err.Error(), "seccomp") {
 			t.Errorf("%+v: %v", p, err)
 		}
 	}
@@ -220,7 +221,7 @@ func TestSearch(t *testing.T) {
 			newest = max(newest, nr)
 			p.Syscalls = append(p.Syscalls, specs.LinuxSyscall{Names: []string{name}, Action: act})
 		}
-		prog, _, err := Compile(p)
+		prog, _, err := compile(p)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -234,6 +235,23 @@ func TestSearch(t *testing.T) {
 			if got := eval(t, prog, call{arch: x64, nr: nr}); got != w {
 				t.Fatalf("%d: got %#x, want %#x", nr, got, w)
 			}
+		}
+	}
+}
+
+func TestLayout(t *testing.T) {
+	p := &specs.LinuxSeccomp{DefaultAction: specs.ActErrno, Syscalls: []specs.LinuxSyscall{{Names: []string{"read"}, Action: specs.ActAllow}}}
+	prog, flags, err := compile(p)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f, err := Compile(p)
+	if err != nil || f.Flags != flags || len(f.Program) != 8*len(prog) {
+		t.Fatal(f, err)
+	}
+	for n, i := range prog {
+		if *(*unix.SockFilter)(unsafe.Pointer(&f.Program[8*n])) != i {
+			t.Errorf("instruction %d: %x, want %+v", n, f.Program[8*n:8*n+8], i)
 		}
 	}
 }

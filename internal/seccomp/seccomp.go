@@ -10,6 +10,7 @@ package seccomp
 
 import (
 	_ "embed"
+	"encoding/binary"
 	"fmt"
 	"slices"
 	"strconv"
@@ -57,8 +58,28 @@ type rule struct {
 	args   []specs.LinuxSeccompArg
 }
 
-// Compile returns the program for a profile, and the flags of seccomp(2).
-func Compile(p *specs.LinuxSeccomp) ([]unix.SockFilter, uint, error) {
+// A Filter is what seccomp(2) installs.
+type Filter struct {
+	Program []byte // struct sock_filter, 8 bytes each
+	Flags   uint32
+}
+
+// Compile returns the filter for a profile.
+func Compile(p *specs.LinuxSeccomp) (*Filter, error) {
+	prog, flags, err := compile(p)
+	if err != nil {
+		return nil, err
+	}
+	f := &Filter{Program: make([]byte, 0, 8*len(prog)), Flags: flags}
+	for _, i := range prog {
+		f.Program = binary.LittleEndian.AppendUint16(f.Program, i.Code)
+		f.Program = append(f.Program, i.Jt, i.Jf)
+		f.Program = binary.LittleEndian.AppendUint32(f.Program, i.K)
+	}
+	return f, nil
+}
+
+func compile(p *specs.LinuxSeccomp) ([]unix.SockFilter, uint32, error) {
 	fallback, err := action(p.DefaultAction, p.DefaultErrnoRet)
 	if err != nil {
 		return nil, 0, err
@@ -100,11 +121,11 @@ func architectures(list []specs.Arch) []uint32 {
 	return archs
 }
 
-func filterFlags(p *specs.LinuxSeccomp) (uint, error) {
+func filterFlags(p *specs.LinuxSeccomp) (uint32, error) {
 	if p.Flags == nil {
 		return unix.SECCOMP_FILTER_FLAG_SPEC_ALLOW, nil // as runc
 	}
-	var flags uint
+	var flags uint32
 	for _, f := range p.Flags {
 		switch f {
 		case specs.LinuxSeccompFlagLog:
