@@ -8,6 +8,7 @@
 #   make kernel    HyperKernel, the guest kernel, once: about 5 minutes
 #   make bench     the numbers of SPEC.md, into bench/results.md
 #   make bench-start  starts beside Docker, podman and gVisor, into bench/start; gets these once: 10 minutes
+#   make lab       what needs KVM, in an emulated machine that has it
 #   make fuzz      every fuzz target for FUZZTIME (10s)
 #   make install   into PREFIX (/usr/local)
 #   make deps      Debian packages, Debian's cloud kernel, a docker client for the tests
@@ -28,7 +29,7 @@ RACE    := $(shell command -v gcc >/dev/null && echo -race)
 STATICCHECK   := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 GOLANGCI_LINT := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
 
-.PHONY: build demo test check kernel bench bench-start fuzz install clean deps
+.PHONY: build demo test check kernel bench bench-start lab fuzz install clean deps
 
 build:
 	CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)' -o bin/ ./cmd/hyper ./cmd/hyperd ./cmd/hyperstart
@@ -69,7 +70,6 @@ deps:
 	test/deps.sh run
 
 # lab: KVM proven without KVM (test/lab/README.md); its kernel is built once, about 5 minutes
-.PHONY: lab
 lab: deps kernel
 	test/lab/build-kernel
 	HYPER_LAB=1 go test -v -count=1 -timeout 20m ./test/lab

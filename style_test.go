@@ -117,7 +117,7 @@ func TestArchitecture(t *testing.T) {
 	}
 }
 
-// TestMakefile: a person can remember ten verbs.
+// TestMakefile: a person can remember a dozen verbs.
 func TestMakefile(t *testing.T) {
 	text, err := os.ReadFile("Makefile")
 	if err != nil {
@@ -125,7 +125,7 @@ func TestMakefile(t *testing.T) {
 	}
 	verbs := regexp.MustCompile(`(?m)^\.PHONY:(.*)$`).FindStringSubmatch(string(text))
 	targets := regexp.MustCompile(`(?m)^([a-z-]+):`).FindAllString(string(text), -1)
-	if verbs == nil || len(strings.Fields(verbs[1])) != len(targets) || len(targets) > 10 {
-		t.Errorf("Makefile: %d targets, at most 10, all of them .PHONY", len(targets))
+	if verbs == nil || len(strings.Fields(verbs[1])) != len(targets) || len(targets) > 12 {
+		t.Errorf("Makefile: %d targets, at most 12, all of them .PHONY", len(targets))
 	}
 }
