@@ -2,6 +2,7 @@ package guestinit
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"strconv"
@@ -58,7 +59,7 @@ func findDisks(ctx context.Context, known map[string]string, r *wire.RootFS) (*d
 // is, makes it the thread's root and drops all else from its mount namespace:
 //
 //	workDir     tmpfs, seen by nobody else
-//	  0, 1, …   EROFS layers, lowest first
+//	  0, 1, …   EROFS layers, lowest first; 0 is empty if there is none
 //	  d         the writable disk, or a directory of the tmpfs; in it upper, work
 //	  r         the overlay of these
 func (c *container) mountRoot(d *disks, r *wire.CreateContainerRequest) (*inroot.Dir, error) {
@@ -84,39 +85,66 @@ func (c *container) mountRoot(d *disks, r *wire.CreateContainerRequest) (*inroot
 	return inroot.Open("/")
 }
 
+// mountPoints are the directories of workDir that every root needs; a stage
+// may have them ready.
+var mountPoints = []string{"0", "d", "r"}
+
+// makeDirs makes those directories that are not there.
+func makeDirs(names ...string) error {
+	for _, name := range names {
+		if err := os.Mkdir(name, 0o755); err != nil && !os.IsExist(err) {
+			return err
+		}
+	}
+	return nil
+}
+
 func mountOverlay(d *disks) error {
-	var lower []string
-	for i, dev := range d.layers {
-		name := strconv.Itoa(i)
-		if err := os.Mkdir(name, 0o755); err != nil {
+	if err := makeDirs(mountPoints...); err != nil {
+		return err
+	}
+	lower, err := mountLayers(d.layers)
+	if err != nil {
+		return err
+	}
+	const upper, work = "d/upper", "d/work"
+	if d.upper == "" {
+		err = makeDirs(upper, work)
+	} else if err = unix.Mount(d.upper, "d", "ext4", 0, "discard"); err != nil {
+		err = fmt.Errorf("mount writable disk: %w", err)
+	}
+	if err != nil {
+		return err
+	}
+	options := "lowerdir=" + strings.Join(lower, ":") + ",upperdir=" + upper + ",workdir=" + work
+	err = unix.Mount("overlay", "r", "overlay", 0, options)
+	if errors.Is(err, unix.ENOENT) { // not every disk comes with the directories
+		if err := makeDirs(upper, work); err != nil {
 			return err
 		}
-		if err := unix.Mount(dev, name, "erofs", unix.MS_RDONLY, ""); err != nil {
-			return fmt.Errorf("mount layer %d: %w", i, err)
-		}
-		lower = append([]string{name}, lower...)
+		err = unix.Mount("overlay", "r", "overlay", 0, options)
 	}
-	for _, dir := range []string{"d", "r", "e"} {
-		if err := os.Mkdir(dir, 0o755); err != nil {
-			return err
-		}
-	}
-	if len(lower) == 0 {
-		lower = []string{"e"}
-	}
-	if d.upper != "" {
-		if err := unix.Mount(d.upper, "d", "ext4", 0, "discard"); err != nil {
-			return fmt.Errorf("mount writable disk: %w", err)
-		}
-	}
-	for _, dir := range []string{"d/upper", "d/work"} {
-		if err := os.Mkdir(dir, 0o755); err != nil && !os.IsExist(err) {
-			return err
-		}
-	}
-	options := "lowerdir=" + strings.Join(lower, ":") + ",upperdir=d/upper,workdir=d/work"
-	if err := unix.Mount("overlay", "r", "overlay", 0, options); err != nil {
+	if err != nil {
 		return fmt.Errorf("mount overlay of %d layers: %w", len(d.layers), err)
 	}
 	return nil
+}
+
+// mountLayers returns the directories of the lower layers, highest first:
+// without a layer, an empty one.
+func mountLayers(devices []string) ([]string, error) {
+	lower := []string{"0"}
+	for i, dev := range devices {
+		name := strconv.Itoa(i)
+		if i > 0 {
+			if err := makeDirs(name); err != nil {
+				return nil, err
+			}
+			lower = append([]string{name}, lower...)
+		}
+		if err := unix.Mount(dev, name, "erofs", unix.MS_RDONLY, ""); err != nil {
+			return nil, fmt.Errorf("mount layer %d: %w", i, err)
+		}
+	}
+	return lower, nil
 }
