@@ -285,7 +285,7 @@ func (d *daemon) openPods(ctx context.Context, parts Parts) error {
 		Layout: d.cfg.Layout, Store: durable, Runtime: runtime, Driver: d.driver,
 		Network: d.net, NetworkErr: d.netErr, Events: d.events, Log: d.log,
 		Templates: d.templates, Groups: d.groups, Memory: memory, Meter: d,
-		Layers: d.layerFiles, Rehearsal: d.rehearsal, CreateDisk: d.layers.CreateDisk, Boot: bootFiles, DialGuest: guest.Dial, OpenGuest: guest.Open,
+		Layers: d.layerFiles, Rehearsal: d.rehearsal, CreateDisk: d.createDisk, Boot: bootFiles, DialGuest: guest.Dial, OpenGuest: guest.Open,
 		Accel: d.cfg.Accel, VM: pod.Size{CPUs: d.cfg.VMCPUs, MemMiB: d.cfg.VMMemMiB},
 		MemMiB: d.cfg.MemMiB, CPUs: d.cfg.CPUs, HostCPUs: hostCPUs(), Warm: d.cfg.Warm, StartTimeout: d.cfg.BootTimeout,
 	})
@@ -357,6 +357,11 @@ const sparePorts = 4
 
 // unusedTemplate is how long the memory of a template is kept for nobody.
 const unusedTemplate = 24 * time.Hour
+
+// createDisk is pod.Config.CreateDisk.
+func (d *daemon) createDisk(path string, bytes int64, scratch bool) error {
+	return d.layers.CreateDisk(path, bytes, rootfs.DiskOptions{Scratch: scratch})
+}
 
 // layerFiles finds the layers of a container's image; when there are more
 // than max, merged into one.

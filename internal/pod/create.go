@@ -73,7 +73,7 @@ func (c *container) make() error {
 	if err := os.MkdirAll(l.Container(c.id), 0o700); err != nil {
 		return err
 	}
-	return c.set.cfg.CreateDisk(l.ContainerDisk(c.id), c.rec.Spec.DiskBytes)
+	return c.set.cfg.CreateDisk(l.ContainerDisk(c.id), c.rec.Spec.DiskBytes, c.rec.Spec.AutoRemove)
 }
 
 // unmake removes what make made, and the record last. Idempotent.

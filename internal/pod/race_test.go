@@ -61,7 +61,7 @@ func TestForcedRemovalWhileStarting(t *testing.T) {
 func TestRemovalWhileCreating(t *testing.T) {
 	b := newBench(t)
 	making := make(chan struct{})
-	b.set.cfg.CreateDisk = func(path string, _ int64) error {
+	b.set.cfg.CreateDisk = func(path string, _ int64, _ bool) error {
 		close(making)
 		time.Sleep(100 * time.Millisecond)
 		return os.WriteFile(path, nil, 0o600)

@@ -54,8 +54,9 @@ type Config struct {
 	// Rehearsal is a small container that ends by itself, for warm VMs of an
 	// emulator to run ahead; nil: none.
 	Rehearsal func(ctx context.Context) (Spec, error)
-	// CreateDisk makes a writable disk at path, bytes large.
-	CreateDisk func(path string, bytes int64) error
+	// CreateDisk makes a writable disk at path, bytes large; nobody uses a
+	// scratch disk after the first VM that has it has ended.
+	CreateDisk func(path string, bytes int64, scratch bool) error
 	// Boot chooses kernel and initrd; kernel "" means the default one.
 	Boot func(kernel string) (BootFiles, error)
 	// DialGuest is guest.Dial, OpenGuest is guest.Open.

@@ -85,7 +85,7 @@ func (b *bench) up() {
 		Layout: b.layout, Store: durable, Runtime: runtime, Driver: b.driver, Network: b.net, Events: new(event.Bus),
 		Log:        slog.New(slog.NewTextHandler(b.t.Output(), nil)),
 		Layers:     func(context.Context, Spec, int) ([]string, error) { return nil, nil },
-		CreateDisk: func(path string, _ int64) error { return os.WriteFile(path, nil, 0o600) },
+		CreateDisk: func(path string, _ int64, _ bool) error { return os.WriteFile(path, nil, 0o600) },
 		Boot: func(kernel string) (BootFiles, error) {
 			if kernel != "" {
 				return BootFiles{}, fmt.Errorf("kernel %s: %w", kernel, errdefs.ErrNotFound)

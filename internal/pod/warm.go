@@ -285,7 +285,7 @@ func (s *Set) rehearse(ctx context.Context, m *machine, g *guest.Client) error {
 		return fmt.Errorf("rehearse: %w", err)
 	}
 	disk := filepath.Join(s.cfg.Layout.Pod(m.rec.ID), "rehearsal.ext4")
-	if err := s.cfg.CreateDisk(disk, minDiskBytes); err != nil {
+	if err := s.cfg.CreateDisk(disk, minDiskBytes, false); err != nil {
 		return fmt.Errorf("rehearse: %w", err)
 	}
 	f, ok := m.vm.(vmm.Filler)

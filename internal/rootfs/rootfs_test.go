@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -320,10 +321,14 @@ func TestReproducible(t *testing.T) {
 func TestCreateDisk(t *testing.T) {
 	s := openStore(t)
 	dir := t.TempDir()
-	for i, size := range []int64{minDisk, 10 << 30, 10 << 30} {
+	scratch := DiskOptions{Scratch: true}
+	for i, tc := range []struct {
+		size int64
+		o    DiskOptions
+	}{{minDisk, DiskOptions{}}, {minDisk, scratch}, {10 << 30, DiskOptions{}}, {10 << 30, DiskOptions{}}, {10 << 30, scratch}} {
 		path := filepath.Join(dir, fmt.Sprint(i))
 		start := time.Now()
-		if err := s.CreateDisk(path, size); err != nil {
+		if err := s.CreateDisk(path, tc.size, tc.o); err != nil {
 			t.Fatal(err)
 		}
 		info, err := os.Stat(path)
@@ -331,18 +336,61 @@ func TestCreateDisk(t *testing.T) {
 			t.Fatal(err)
 		}
 		t.Logf("%d bytes, %d allocated, in %v", info.Size(), allocated(info), time.Since(start))
-		if info.Size() != size || allocated(info) > 2<<20 {
+		if info.Size() != tc.size || allocated(info) > 2<<20 {
 			t.Errorf("disk has %d bytes, %d allocated", info.Size(), allocated(info))
 		}
-		if out, err := exec.Command("e2fsck", "-fn", path).CombinedOutput(); err != nil {
-			t.Errorf("e2fsck: %v\n%s", err, out)
-		}
+		checkDisk(t, path, tc.o)
 	}
-	if err := s.CreateDisk(filepath.Join(dir, "0"), minDisk); !errors.Is(err, os.ErrExist) {
+	if err := s.CreateDisk(filepath.Join(dir, "0"), minDisk, DiskOptions{}); !errors.Is(err, os.ErrExist) {
 		t.Errorf("CreateDisk over a disk: %v", err)
 	}
-	if err := s.CreateDisk(filepath.Join(dir, "small"), 4096); !errors.Is(err, errdefs.ErrInvalidArgument) {
+	if err := s.CreateDisk(filepath.Join(dir, "small"), 4096, DiskOptions{}); !errors.Is(err, errdefs.ErrInvalidArgument) {
 		t.Errorf("CreateDisk of 4096 bytes: %v", err)
+	}
+}
+
+func checkDisk(t *testing.T, path string, o DiskOptions) {
+	t.Helper()
+	if out, err := exec.Command("e2fsck", "-fn", path).CombinedOutput(); err != nil {
+		t.Errorf("e2fsck: %v\n%s", err, out)
+	}
+	show := func(request string) string {
+		out, err := exec.Command("debugfs", "-R", request, path).Output()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(out)
+	}
+	if super := show("stats -h"); strings.Contains(super, "has_journal") == o.Scratch || strings.Contains(super, "nobarrier") != o.Scratch {
+		t.Errorf("superblock of a disk with %+v:\n%s", o, super)
+	}
+	if os.Geteuid() != 0 {
+		return
+	}
+	for _, name := range []string{"/upper", "/work"} {
+		st := strings.Join(strings.Fields(show("stat "+name)), " ")
+		if !strings.Contains(st, "Type: directory Mode: 0755") || !strings.Contains(st, "User: 0 Group: 0") {
+			t.Errorf("%s: %s", name, st)
+		}
+	}
+}
+
+// Another version's blank is not taken for this one's.
+func TestBlankNames(t *testing.T) {
+	names := map[string]bool{"blank-16777216.ext4": true}
+	base := newFormat(minDisk, DiskOptions{})
+	seeded, config, args := base, base, base
+	seeded.seeded = !base.seeded
+	config.config += "#"
+	args.args = append(slices.Clone(base.args), "-v")
+	for _, f := range []format{base, newFormat(minDisk, DiskOptions{Scratch: true}), newFormat(2*minDisk, DiskOptions{}), seeded, config, args} {
+		if names[f.name()] {
+			t.Errorf("%+v: %s is another's name", f, f.name())
+		}
+		names[f.name()] = true
+	}
+	if got := newFormat(minDisk, DiskOptions{}).name(); got != base.name() {
+		t.Errorf("name changes from %s to %s", base.name(), got)
 	}
 }
 
