@@ -1,6 +1,7 @@
 package guestinit_test
 
 import (
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -20,7 +21,7 @@ func TestClones(t *testing.T) {
 				t.Fatalf("%v of an empty slot: %v", empty, err)
 			}
 		}
-		if _, err := v.c.Settle(v.ctx(), &wire.SettleRequest{}); err != nil {
+		if _, err := v.c.Settle(v.ctx(), &wire.SettleRequest{Spec: ordinarySpec(t)}); err != nil {
 			t.Fatal(err)
 		}
 		<-v.c.Done()
@@ -37,6 +38,7 @@ func TestClones(t *testing.T) {
 	})
 	t.Run("Identity", func(t *testing.T) { testIdentity(t, tpl, uptime) })
 	t.Run("Limits", func(t *testing.T) { testPodLimits(t, tpl) })
+	t.Run("Fittings", func(t *testing.T) { testFittings(t, tpl) })
 	t.Run("Layers", func(t *testing.T) {
 		v := cloneOf(t, tpl, built().layers)
 		out := v.runClone("cat /etc/plain /etc/layer; ls /etc/layer?", func(r *wire.RunRequest, _ *specs.Spec) {
@@ -46,6 +48,33 @@ func TestClones(t *testing.T) {
 			t.Errorf("got %q", out)
 		}
 	})
+}
+
+// What a stage has ready is what a container would have made itself, and is
+// not had by one that asks for something else.
+func testFittings(t *testing.T, tpl *template) {
+	const disk = "mknod /disk b 254 0 && head -c 1 /disk 2>&1 >/dev/null"
+	const script = `head -1 /proc/mounts; cut -d' ' -f2- /proc/mounts | sort; stat -c '%N %A %u %g %t %T' /dev /dev/* /dev/pts/*; head -c 1 /dev/zero | wc -c; cat /proc/self/cgroup; ls /sys/fs/cgroup | wc -l; ` + disk
+	run := func(script string, edit func(s *specs.Spec)) string {
+		v := cloneOf(t, tpl, built().layers[:1])
+		return v.runClone(script, func(_ *wire.RunRequest, s *specs.Spec) { edit(s) })
+	}
+	ready := run(script, func(*specs.Spec) {})
+	made := run(script, func(s *specs.Spec) {
+		for _, m := range s.Mounts {
+			slices.Reverse(m.Options[:2]) // means the same
+		}
+		slices.Reverse(s.Linux.Resources.Devices[1:3])
+	})
+	if ready != made || !strings.Contains(ready, "Operation not permitted") {
+		t.Errorf("got %s\nwant %s", ready, made)
+	}
+	out := run("ls /sys/class/net; ls /dev; "+disk, func(s *specs.Spec) {
+		s.Linux.Namespaces = append(s.Linux.Namespaces, specs.LinuxNamespace{Type: "network"})
+		s.Linux.Resources.Devices = nil
+		s.Mounts = append(s.Mounts, specs.Mount{Destination: "/dev", Type: "tmpfs", Source: "tmpfs"})
+	})
+	check(t, "another container", strings.Join(strings.Fields(out), " "), "lo fd full null ptmx random stderr stdin stdout tty urandom zero")
 }
 
 func cloneOf(t *testing.T, tpl *template, layers []string) *vm {

@@ -56,7 +56,7 @@ func newTemplate(t *testing.T, prepare func(*vm)) *template {
 	if prepare != nil {
 		prepare(v)
 	}
-	if _, err := v.c.Settle(v.ctx(), &wire.SettleRequest{}); err != nil {
+	if _, err := v.c.Settle(v.ctx(), &wire.SettleRequest{Spec: ordinarySpec(t)}); err != nil {
 		t.Fatal(err)
 	}
 	<-v.c.Done()

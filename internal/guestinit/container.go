@@ -25,6 +25,7 @@ type container struct {
 	id     string
 	spec   *specs.Spec
 	group  *cgroup.Group
+	ready  fittings      // of its stage
 	filter *filter       // nil: none
 	late   []specs.Mount // to be mounted by the container's own process: /proc
 
@@ -150,14 +151,12 @@ func (s *Service) create(ctx context.Context, c *container, r *wire.CreateContai
 	if err != nil {
 		return err
 	}
-	c.group, c.memory, c.spaces = stage.group, stage.memory, []space{stage.space}
+	c.group, c.memory, c.spaces, c.ready = stage.group, stage.memory, []space{stage.space}, stage.ready
 	c.memory.start(func() { s.events.send(&wire.Event{ContainerId: c.id, Kind: "oom", AtNanos: now()}) })
 	var root *inroot.Dir
 	err = stage.do(func() (err error) {
-		if res := c.spec.Linux.Resources; res != nil {
-			if err := c.group.Set(res); err != nil {
-				return err
-			}
+		if err := c.ready.limit(c); err != nil {
+			return err
 		}
 		root, err = c.mountAll(disks, r)
 		return err

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path"
+	"slices"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
@@ -28,21 +29,23 @@ var devLinks = [][2]string{
 	{"pts/ptmx", "ptmx"},
 }
 
-// makeDevices fills /dev.
-func (c *container) makeDevices(root *inroot.Dir) error {
+// makeDevices fills /dev, in which the default devices are already if fitted.
+func (c *container) makeDevices(root *inroot.Dir, fitted bool) error {
 	dev, err := root.MkdirAll("/dev", 0o755)
 	if err != nil {
 		return fmt.Errorf("make /dev: %w", err)
 	}
 	defer dev.Close()
-	for _, list := range [][]specs.LinuxDevice{defaultDevices, c.spec.Linux.Devices} {
-		for _, d := range list {
-			if err := makeDevice(root, d); err != nil {
-				return fmt.Errorf("make device %s: %w", d.Path, err)
-			}
+	devices, links := slices.Concat(defaultDevices, c.spec.Linux.Devices), devLinks
+	if fitted {
+		devices, links = c.spec.Linux.Devices, nil
+	}
+	for _, d := range devices {
+		if err := makeDevice(root, d); err != nil {
+			return fmt.Errorf("make device %s: %w", d.Path, err)
 		}
 	}
-	for _, l := range devLinks {
+	for _, l := range links {
 		if err := unix.Symlinkat(l[0], int(dev.Fd()), l[1]); err != nil && err != unix.EEXIST {
 			return fmt.Errorf("link /dev/%s: %w", l[1], err)
 		}

@@ -21,12 +21,16 @@ func (c *container) populate(r *wire.CreateContainerRequest) error {
 		return err
 	}
 	defer root.Close()
-	for _, m := range c.spec.Mounts {
+	done, err := c.fitted(root)
+	if err != nil {
+		return err
+	}
+	for _, m := range c.spec.Mounts[done:] {
 		if err := c.mount(root, m); err != nil {
 			return fmt.Errorf("mount %s: %w", m.Destination, err)
 		}
 	}
-	if err := c.makeDevices(root); err != nil {
+	if err := c.makeDevices(root, c.ready.dev && done > 0 && done == len(c.spec.Mounts)); err != nil {
 		return err
 	}
 	for i, f := range r.Files {

@@ -19,21 +19,27 @@ import (
 const rehearsal = "rehearsal"
 
 // rehearse runs a container without layers, the way hyperd does, and deletes
-// it: what Go and the kernel make when they first do something (types known
+// it, with another program than spec's: what Go and the kernel make when they first do something (types known
 // to codecs, threads, slabs, page tables) is then there for all clones.
-func (s *Service) rehearse(ctx context.Context) error {
+func (s *Service) rehearse(ctx context.Context, spec specs.Spec) error {
 	if err := warmMessages(); err != nil {
 		return err
 	}
-	spec, err := json.Marshal(rehearsalSpec())
+	if spec.Process == nil {
+		return errors.New("rehearse a container: the spec has no process")
+	}
+	p := *spec.Process
+	p.Args = []string{"true"}
+	spec.Process = &p
+	data, err := json.Marshal(spec)
 	if err != nil {
 		return err
 	}
 	b, err := proto.Marshal(&wire.RunRequest{
 		Configure: &wire.ConfigureRequest{},
-		Create: &wire.CreateContainerRequest{Id: rehearsal, Rootfs: &wire.RootFS{}, Spec: spec,
+		Create: &wire.CreateContainerRequest{Id: rehearsal, Rootfs: &wire.RootFS{}, Spec: data,
 			SeccompFilter: allowAll(),
-			Files:         []*wire.File{{Path: "/true", Mode: 0o755, Content: exitProgram()}}},
+			Files:         []*wire.File{{Path: "/bin/true", Mode: 0o755, Content: exitProgram()}}},
 		Start: &wire.StartProcessRequest{ContainerId: rehearsal},
 	})
 	if err != nil {
@@ -79,33 +85,6 @@ func warmMessages() error {
 		}
 	}
 	return nil
-}
-
-// rehearsalSpec has one of everything that most containers have.
-func rehearsalSpec() *specs.Spec {
-	safe := []string{"nosuid", "noexec", "nodev"}
-	caps := []string{"CAP_CHOWN", "CAP_KILL"}
-	return &specs.Spec{
-		Process: &specs.Process{Args: []string{"true"}, Cwd: "/", Env: []string{"PATH=/"},
-			Capabilities: &specs.LinuxCapabilities{Bounding: caps, Effective: caps, Permitted: caps},
-			Rlimits:      []specs.POSIXRlimit{{Type: "RLIMIT_NOFILE", Hard: 1024, Soft: 1024}}},
-		Hostname: "",
-		Mounts: []specs.Mount{
-			{Destination: "/proc", Type: "proc", Source: "proc", Options: safe},
-			{Destination: "/dev", Type: "tmpfs", Source: "tmpfs", Options: []string{"nosuid", "strictatime", "mode=755", "size=65536k"}},
-			{Destination: "/dev/pts", Type: "devpts", Source: "devpts", Options: []string{"nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"}},
-			{Destination: "/sys", Type: "sysfs", Source: "sysfs", Options: append(safe, "ro")},
-			{Destination: "/sys/fs/cgroup", Type: "cgroup", Source: "cgroup", Options: append(safe, "ro")},
-			{Destination: "/dev/mqueue", Type: "mqueue", Source: "mqueue", Options: safe},
-			{Destination: "/dev/shm", Type: "bind", Source: podShm, Options: []string{"rbind", "rw"}},
-		},
-		Linux: &specs.Linux{
-			Namespaces:    []specs.LinuxNamespace{{Type: specs.PIDNamespace}, {Type: specs.MountNamespace}},
-			Resources:     &specs.LinuxResources{Devices: []specs.LinuxDeviceCgroup{{Access: "rwm"}, {Allow: true, Type: "c", Access: "m"}}},
-			MaskedPaths:   []string{"/proc/kcore", "/proc/scsi"},
-			ReadonlyPaths: []string{"/proc/sys"},
-		},
-	}
 }
 
 // allowAll is a seccomp filter that allows everything.

@@ -2,12 +2,15 @@ package guestinit
 
 import (
 	"context"
+	"encoding/json"
+	"fmt"
 	"os"
 	"path/filepath"
 	"runtime/debug"
 	"strings"
 	"time"
 
+	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
@@ -17,8 +20,8 @@ import (
 )
 
 // Settle implements wire.GuestService.
-func (s *Service) Settle(ctx context.Context, _ *wire.SettleRequest) (*wire.SettleResponse, error) {
-	if err := s.prepare(ctx); err != nil {
+func (s *Service) Settle(ctx context.Context, r *wire.SettleRequest) (*wire.SettleResponse, error) {
+	if err := s.prepare(ctx, r.Spec); err != nil {
 		return nil, status.Errorf(codes.Internal, "settle: %v", err)
 	}
 	s.settled.Store(true)
@@ -38,21 +41,31 @@ func (s *Service) Settle(ctx context.Context, _ *wire.SettleRequest) (*wire.Sett
 	return &wire.SettleResponse{}, nil
 }
 
-// prepare makes and learns ahead of time what a container needs.
-func (s *Service) prepare(ctx context.Context) error {
-	// Twice: some things are made when something is done again.
-	for range 2 {
-		if err := s.rehearse(ctx); err != nil {
-			return err
+// prepare makes and learns ahead of time what a container needs, and what an
+// ordinary one does.
+func (s *Service) prepare(ctx context.Context, ordinary []byte) error {
+	var spec *specs.Spec
+	if len(ordinary) > 0 {
+		spec = new(specs.Spec)
+		if err := json.Unmarshal(ordinary, spec); err != nil {
+			return fmt.Errorf("read spec: %w", err)
+		}
+		// Twice: some things are made when something is done again.
+		for range 2 {
+			if err := s.setStage(spec); err != nil {
+				return err
+			}
+			if err := s.rehearse(ctx, *spec); err != nil {
+				return err
+			}
 		}
 	}
-	disks := device.Disks()
-	spare, err := s.stage(spareGroup)
-	if err != nil {
+	if err := s.setStage(spec); err != nil {
 		return err
 	}
+	disks := device.Disks()
 	s.mu.Lock()
-	s.disks, s.spare = disks, spare
+	s.disks = disks
 	s.mu.Unlock()
 	s.configuring.Lock()
 	defer s.configuring.Unlock()

@@ -14,11 +14,24 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
 	"github.com/hyper-run/hyper/internal/guest/wire"
+	"github.com/hyper-run/hyper/internal/pod"
 )
+
+// ordinarySpec is what hyperd makes of a container without any wishes.
+func ordinarySpec(t testing.TB) []byte {
+	t.Helper()
+	b, err := pod.OrdinarySpec()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
 
 // runRequest is what hyperd asks of a clone for `run IMAGE sh -c "echo hello"`.
 func runRequest(t testing.TB, id string, edit func(*wire.RunRequest, *specs.Spec), args ...string) *wire.RunRequest {
-	spec := dockerSpec(args...)
+	spec := new(specs.Spec)
+	json.Unmarshal(ordinarySpec(t), spec)
+	spec.Process.Args = args
 	filter := defaultFilter(t, spec)
 	r := &wire.RunRequest{
 		Configure: &wire.ConfigureRequest{Hostname: "box", WallClockNanos: time.Now().UnixNano(), Entropy: randomBytes(64),
@@ -121,10 +134,39 @@ func TestCloneSpeed(t *testing.T) {
 	slices.Sort(tb)
 	slices.Sort(cpu)
 	t.Logf("blocks       min %d median %d, CPU min %d median %d ms", tb[0], tb[len(tb)/2], cpu[0], cpu[len(cpu)/2])
+	t.Run("parts", func(t *testing.T) { logParts(t, tpl) })
 	t.Run("idle", func(t *testing.T) { logIdle(t, tpl) })
 	if f := os.Getenv("HYPER_TEST_TRACE"); f != "" {
 		t.Run("trace", func(t *testing.T) { logTrace(t, tpl, f) })
 	}
+}
+
+// logParts logs how much each part of a start translates.
+func logParts(t *testing.T, tpl *template) {
+	v := tpl.clone(t, built().layers[:1])
+	v.connect()
+	time.Sleep(300 * time.Millisecond)
+	last := v.q.translated()
+	step := func(what string, err error) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(200 * time.Millisecond) // what goes on in the background is part of it
+		n := v.q.translated()
+		t.Logf("%-10s %5d blocks", what, n-last)
+		last = n
+	}
+	r := runRequest(t, "c", nil, "true")
+	_, err := v.c.Info(v.ctx(), &wire.InfoRequest{})
+	step("info", err)
+	_, err = v.c.Configure(v.ctx(), r.Configure)
+	step("configure", err)
+	_, err = v.c.CreateContainer(v.ctx(), r.Create)
+	step("create", err)
+	_, err = v.c.StartProcess(v.ctx(), r.Start)
+	step("start", err)
+	_, err = v.c.Wait(v.ctx(), &wire.WaitRequest{ContainerId: "c"})
+	step("wait", err)
 }
 
 // logIdle logs how much a clone that does nothing translates and writes to.

@@ -6,25 +6,29 @@ import (
 	"runtime"
 	"syscall"
 
+	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
 	"github.com/hyper-run/hyper/internal/guestinit/cgroup"
 )
 
 // A stage is where a container is put together: its cgroup, and a thread in a
-// mount namespace of its own, where workDir is an empty tmpfs. Nothing in it
-// depends on the container, so that a template has one ready for its clones.
+// mount namespace of its own, where workDir is a tmpfs. Nothing in it depends
+// on the container, so that a template has one ready for its clones.
 type stage struct {
 	group  *cgroup.Group
 	memory *memoryWatch
 	space  space
+	ready  fittings
 	todo   chan func() // one function for the thread, which ends after it
 }
 
 // spareGroup is the cgroup of the stage that is ready: no container's id.
 const spareGroup = "~spare"
 
-func newStage(groups *cgroup.Group, name string) (*stage, error) {
+// newStage makes a stage, with what the container of ordinary, nil for none,
+// asks for.
+func newStage(groups *cgroup.Group, name string, ordinary *specs.Spec) (*stage, error) {
 	group, err := groups.Create(name)
 	if err != nil {
 		return nil, err
@@ -38,6 +42,9 @@ func newStage(groups *cgroup.Group, name string) (*stage, error) {
 	go func() {
 		runtime.LockOSThread() // and never unlock
 		err := s.set()
+		if err == nil && ordinary != nil {
+			err = s.fit(ordinary)
+		}
 		made <- err
 		if f := <-s.todo; f != nil {
 			f()
@@ -91,6 +98,24 @@ func (s *stage) release() error {
 	return s.group.Remove()
 }
 
+// setStage has a stage ready for the next container.
+func (s *Service) setStage(ordinary *specs.Spec) error {
+	s.mu.Lock()
+	old := s.spare
+	s.spare = nil
+	s.mu.Unlock()
+	if old != nil {
+		if err := old.release(); err != nil {
+			return err
+		}
+	}
+	spare, err := newStage(s.machine.cgroups, spareGroup, ordinary)
+	s.mu.Lock()
+	s.spare = spare
+	s.mu.Unlock()
+	return err
+}
+
 // stage returns a stage for a container: the one that is ready, or a new one.
 func (s *Service) stage(id string) (*stage, error) {
 	s.mu.Lock()
@@ -100,5 +125,5 @@ func (s *Service) stage(id string) (*stage, error) {
 	if ready != nil {
 		return ready, nil
 	}
-	return newStage(s.machine.cgroups, id)
+	return newStage(s.machine.cgroups, id, nil)
 }

@@ -333,8 +333,13 @@ func (d *daemon) openTemplates(ctx context.Context, bootFiles func(string) (pod.
 	if d.cfg.NoTemplates || !d.caps.Clones {
 		return nil
 	}
+	spec, err := pod.OrdinarySpec()
+	if err != nil {
+		return fmt.Errorf("make ordinary spec: %w", err)
+	}
 	cfg := template.Config{
-		Dir: d.cfg.Layout.Templates(), RunDir: d.cfg.Layout.Making(), Driver: d.driver, Accel: d.cfg.Accel,
+		Spec: spec,
+		Dir:  d.cfg.Layout.Templates(), RunDir: d.cfg.Layout.Making(), Driver: d.driver, Accel: d.cfg.Accel,
 		Log: d.log, Timeout: d.cfg.BootTimeout, Unused: unusedTemplate, DialGuest: guest.Dial,
 		Keep: func(s template.Shape) bool {
 			files, err := bootFiles("")

@@ -1,6 +1,7 @@
 package pod
 
 import (
+	"encoding/json"
 	"fmt"
 	"maps"
 	"path"
@@ -53,6 +54,16 @@ func ociSpec(sp Spec, hostname string, size *specs.Box) (*specs.Spec, *seccomp.F
 		return nil, nil, fmt.Errorf("seccomp profile: %w: %w", err, errdefs.ErrInvalidArgument)
 	}
 	return spec, filter, nil
+}
+
+// OrdinarySpec is the OCI runtime spec, as JSON, of a container for which
+// nothing was asked: templates are made ready for it.
+func OrdinarySpec() ([]byte, error) {
+	spec, _, err := ociSpec(Spec{Args: []string{"true"}}, "", nil)
+	if err != nil {
+		return nil, err
+	}
+	return json.Marshal(spec)
 }
 
 // sysctls adds what was asked for to what Docker sets in a network of a

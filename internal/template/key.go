@@ -37,6 +37,7 @@ type key struct {
 	Kernel   string      `json:"kernel"` // SHA-256 of its content
 	Initrd   string      `json:"initrd"` // name, which has the hash of its content, and size
 	Protocol int         `json:"protocol"`
+	Spec     string      `json:"spec"` // SHA-256 of Config.Spec
 }
 
 // id names the template on the host: 16 hex digits.
@@ -71,7 +72,7 @@ func (s *Store) key(ctx context.Context, shape Shape) (key, error) {
 		Format: format, Driver: s.cfg.Driver.Name(), VMM: caps.Identity, Accel: s.accel(caps), Machine: shape.Machine,
 		CPUs: shape.CPUs, MemMiB: shape.MemMiB, Layers: shape.Layers, Disks: shape.Disks, NIC: shape.NIC,
 		Cmdline: shape.Cmdline, Kernel: kernel, Initrd: fmt.Sprintf("%s %d", filepath.Base(shape.Initrd), initrd.Size),
-		Protocol: wire.Protocol,
+		Protocol: wire.Protocol, Spec: fmt.Sprintf("%x", sha256.Sum256(s.cfg.Spec)),
 	}, nil
 }
 

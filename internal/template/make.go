@@ -167,7 +167,7 @@ func (s *Store) settle(ctx context.Context, vm vmm.VM) error {
 	late = fmt.Errorf("the guest did not come to rest within %v: %w", s.cfg.Timeout, context.DeadlineExceeded)
 	settles, stop := context.WithTimeoutCause(ctx, s.cfg.Timeout, late)
 	defer stop()
-	if _, err := client.Settle(settles, &wire.SettleRequest{}); err != nil {
+	if _, err := client.Settle(settles, &wire.SettleRequest{Spec: s.cfg.Spec}); err != nil {
 		return because(settles, err)
 	}
 	// hyperstart ends the session, so that no clone has to.

@@ -109,6 +109,9 @@ type Config struct {
 	// Spare returns a tap for the NIC of a VM that becomes a template; nil
 	// when there is no network.
 	Spare func(ctx context.Context) (*os.File, error)
+	// Spec is the OCI runtime spec of an ordinary container, which clones are
+	// made ready for; empty: for none.
+	Spec []byte
 	// Keep says whether a template of that shape would still be asked for;
 	// files of others are removed when the Store opens. Nil: all.
 	Keep func(Shape) bool

@@ -1047,7 +1047,10 @@ func (x *RunResponse) GetTookNanos() []uint64 {
 }
 
 type SettleRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// config.json of an ordinary container, as hyperd makes it: what it asks for is tried out and
+	// made ready. Empty: nothing is.
+	Spec          []byte `protobuf:"bytes,1,opt,name=spec,proto3" json:"spec,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1080,6 +1083,13 @@ func (x *SettleRequest) ProtoReflect() protoreflect.Message {
 // Deprecated: Use SettleRequest.ProtoReflect.Descriptor instead.
 func (*SettleRequest) Descriptor() ([]byte, []int) {
 	return file_guest_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *SettleRequest) GetSpec() []byte {
+	if x != nil {
+		return x.Spec
+	}
+	return nil
 }
 
 type SettleResponse struct {
@@ -2937,8 +2947,9 @@ const file_guest_proto_rawDesc = "" +
 	"\x04code\x18\x03 \x01(\rR\x04code\x12\x18\n" +
 	"\amessage\x18\x04 \x01(\tR\amessage\x12\x1d\n" +
 	"\n" +
-	"took_nanos\x18\x05 \x03(\x04R\ttookNanos\"\x0f\n" +
-	"\rSettleRequest\"\x10\n" +
+	"took_nanos\x18\x05 \x03(\x04R\ttookNanos\"#\n" +
+	"\rSettleRequest\x12\x12\n" +
+	"\x04spec\x18\x01 \x01(\fR\x04spec\"\x10\n" +
 	"\x0eSettleResponse\"u\n" +
 	"\rSignalRequest\x12!\n" +
 	"\fcontainer_id\x18\x01 \x01(\tR\vcontainerId\x12\x17\n" +

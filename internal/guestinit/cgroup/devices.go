@@ -50,16 +50,30 @@ func (g *Group) allowDevices(rules []specs.LinuxDeviceCgroup) error {
 		return fmt.Errorf("load device rules: %w", err)
 	}
 	defer unix.Close(fd)
-	dir, err := unix.Open(g.dir, unix.O_DIRECTORY|unix.O_RDONLY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return fmt.Errorf("attach device rules: %w", err)
-	}
-	defer unix.Close(dir)
-	attach := struct{ target, prog, kind, flags, replace uint32 }{uint32(dir), uint32(fd), unix.BPF_CGROUP_DEVICE, 0, 0}
-	if _, err := bpf(unix.BPF_PROG_ATTACH, unsafe.Pointer(&attach), unsafe.Sizeof(attach)); err != nil {
+	if err := g.devicesBPF(unix.BPF_PROG_ATTACH, fd); err != nil {
 		return fmt.Errorf("attach device rules: %w", err)
 	}
 	return nil
+}
+
+// AllowAllDevices takes away the rules on devices, which there must be.
+func (g *Group) AllowAllDevices() error {
+	if err := g.devicesBPF(unix.BPF_PROG_DETACH, 0); err != nil {
+		return fmt.Errorf("detach device rules: %w", err)
+	}
+	return nil
+}
+
+// devicesBPF attaches or detaches what decides on devices; one replaces another.
+func (g *Group) devicesBPF(cmd, prog int) error {
+	dir, err := unix.Open(g.dir, unix.O_DIRECTORY|unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(dir)
+	attr := struct{ target, prog, kind, flags, replace uint32 }{uint32(dir), uint32(prog), unix.BPF_CGROUP_DEVICE, 0, 0}
+	_, err = bpf(cmd, unsafe.Pointer(&attr), unsafe.Sizeof(attr))
+	return err
 }
 
 func bpf(cmd int, attr unsafe.Pointer, size uintptr) (int, error) {
