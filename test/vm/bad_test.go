@@ -16,6 +16,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -46,11 +47,12 @@ func another(t *testing.T, prepare func(*host), flags ...string) *host {
 	t.Cleanup(func() { os.RemoveAll(dir) })
 	second := &host{
 		dir: dir, bin: first.bin, root: filepath.Join(dir, "root"), run: filepath.Join(dir, "run"),
-		prefix: "u" + first.prefix[1:], registry: first.registry, flags: first.flags,
+		prefix: "u" + first.prefix[1:], registry: first.registry,
 	}
 	if prepare != nil {
 		prepare(second)
 	}
+	second.flags = append(slices.Clone(first.flags), "--templates=false") // it would be made for one test
 	if err := second.start(flags...); err != nil {
 		t.Fatal(err)
 	}
@@ -87,8 +89,8 @@ func (h *host) vms() []string {
 	return found
 }
 
-// state lists what this hyperd keeps: its files but for databases, initrds and
-// blank disks, its containers, images and VMs.
+// state lists what this hyperd keeps: its files but for databases, initrds,
+// templates and blank disks, its containers, images and VMs.
 func (h *host) state(t *testing.T) string {
 	t.Helper()
 	var all []string
@@ -100,7 +102,7 @@ func (h *host) state(t *testing.T) string {
 			return err
 		case d.IsDir() && base != "content" && !strings.HasPrefix(rel, "images/content/ingest/"):
 			return nil // of a directory that is empty nobody is afraid
-		case strings.HasSuffix(base, ".db"), strings.HasPrefix(rel, "boot/"), strings.HasPrefix(base, "blank-"):
+		case strings.HasSuffix(base, ".db"), strings.HasPrefix(rel, "boot/"), strings.HasPrefix(rel, "templates/"), strings.HasPrefix(base, "blank-"):
 			return nil
 		}
 		all = append(all, rel)

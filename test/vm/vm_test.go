@@ -70,6 +70,11 @@ func run(m *testing.M) int {
 		log.Print("start hyperd: ", err)
 		return 1
 	}
+	// Ahead, so that no test has it made in the background.
+	if out, err := h.command(context.Background(), "template", "create").CombinedOutput(); err != nil {
+		log.Printf("make a template: %v\n%s", err, out)
+		return 1
+	}
 	code := m.Run()
 	if err := h.leave(); err != nil {
 		log.Print("left behind: ", err)
@@ -89,6 +94,7 @@ func newHost() (*host, error) {
 	h := &host{
 		dir: dir, bin: filepath.Join(dir, "bin"), root: filepath.Join(dir, "root"), run: filepath.Join(dir, "run"),
 		prefix: fmt.Sprintf("t%02x", os.Getpid()&0xff),
+		flags:  []string{"--warm-pool=0"}, // what is there before and after a test is compared
 	}
 	cmd := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w", "-o", h.bin+"/", "./cmd/...")
 	cmd.Dir = "../.."
@@ -268,6 +274,8 @@ func (h *host) leave() error {
 	}
 	h.signal(syscall.SIGTERM)
 	left = append(left, h.remains()...)
+	taps, _ := filepath.Glob("/sys/class/net/" + h.prefix + "[0-9a-f]*[0-9a-f]")
+	left = append(left, taps...)
 	if out, err := exec.Command(h.bin+"/hyperd", "--net-prefix", h.prefix, "--remove-network").CombinedOutput(); err != nil {
 		left = append(left, "network: "+string(out))
 	}
@@ -278,7 +286,8 @@ func (h *host) leave() error {
 	return nil
 }
 
-// remains lists processes, directories and devices of this hyperd's pods.
+// remains lists processes, directories and cgroups of this hyperd's pods.
+// Devices are ready before pods are there.
 func (h *host) remains() []string {
 	var left []string
 	// A VM's output goes to a file in its directory, whatever its command line says.
@@ -288,7 +297,7 @@ func (h *host) remains() []string {
 			left = append(left, "process "+fd+" with "+to)
 		}
 	}
-	for _, pattern := range []string{h.run + "/pods/*", h.run + "/making/*", h.root + "/containers/*", "/sys/fs/cgroup/*/" + h.cgroup() + "/*/cgroup.procs", "/sys/class/net/" + h.prefix + "[0-9a-f]*[0-9a-f]"} {
+	for _, pattern := range []string{h.run + "/pods/*", h.run + "/making/*", h.root + "/containers/*", "/sys/fs/cgroup/*/" + h.cgroup() + "/*/cgroup.procs"} {
 		found, _ := filepath.Glob(pattern)
 		left = append(left, found...)
 	}
