@@ -32,7 +32,7 @@ type container struct {
 	mu     sync.Mutex   // serialises start, pause and delete
 	root   *inroot.Dir  // nil: being made, or gone
 	spaces []space      // namespaces that its processes enter, the mount namespace first
-	pids   *os.File     // PID namespace; nil before the own process was started
+	pids   *os.File     // PID namespace; nil before an exec
 	init   *spawn.Child // the own process
 	paused bool
 	memory *memoryWatch

@@ -95,7 +95,7 @@ func (w *memoryWatch) start(killed func()) { go w.run(killed) }
 
 func (w *memoryWatch) run(killed func()) {
 	buf := make([]byte, 256)
-	seen := w.kills()
+	seen := uint64(0) // the group is new
 	for {
 		if _, err := w.inotify.Read(buf); err != nil {
 			return

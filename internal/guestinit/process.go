@@ -124,10 +124,13 @@ func (l *launch) start() (*proc.Process, error) {
 		return nil, l.startError(err)
 	}
 	p := proc.New(child.PID, l.io, child.Signal)
-	oomBefore := l.c.memory.kills()
+	killed := uint64(0) // before
+	if !l.own {
+		killed = l.c.memory.kills()
+	}
 	go func() {
 		<-child.Ended()
-		p.Exit(exitStatus(child.Status(), l.c.memory.kills() > oomBefore))
+		p.Exit(exitStatus(child.Status(), l.c.memory.kills() > killed))
 	}()
 	return p, nil
 }
@@ -195,6 +198,11 @@ func (l *launch) openStdio() error {
 
 // spawn starts the child and takes note of what later ones need of it.
 func (l *launch) spawn() (*spawn.Child, error) {
+	if !l.own {
+		if err := l.c.findSpaces(); err != nil {
+			return nil, err
+		}
+	}
 	plan, err := l.plan()
 	if err != nil {
 		return nil, err
@@ -213,9 +221,9 @@ func (l *launch) spawn() (*spawn.Child, error) {
 		return nil, err
 	}
 	if l.own {
-		err = l.c.adopt(child)
+		l.c.init = child
 	}
-	if adj := l.p.OOMScoreAdj; adj != nil && err == nil {
+	if adj := l.p.OOMScoreAdj; adj != nil && *adj != 0 { // ours is 0
 		// Not before execve: the value belongs to the memory, which was ours.
 		werr := os.WriteFile(fmt.Sprintf("/proc/%d/oom_score_adj", child.PID), fmt.Append(nil, *adj), 0)
 		if werr != nil && !isGone(werr) {
@@ -237,24 +245,31 @@ func isGone(err error) bool {
 	return errors.Is(err, os.ErrNotExist) || errors.Is(err, syscall.ESRCH) || errors.Is(err, syscall.EACCES)
 }
 
-// adopt makes child the container's own process and remembers its namespaces.
-// A process that has ended already has none, and needs none.
-func (c *container) adopt(child *spawn.Child) error {
-	for _, ns := range []string{"pid", "cgroup"} {
-		f, err := os.Open(fmt.Sprintf("/proc/%d/ns/%s", child.PID, ns))
-		if isGone(err) {
-			break
-		}
-		if err != nil {
-			return fmt.Errorf("open %s namespace: %w", ns, err)
-		}
-		if ns == "pid" {
-			c.pids = f
-		} else {
-			c.spaces = append(c.spaces, space{ns, unix.CLONE_NEWCGROUP, f})
+// findSpaces opens the namespaces that the container's own process has made,
+// when another process is to enter them: most containers have no other.
+func (c *container) findSpaces() error {
+	if c.pids != nil {
+		return nil
+	}
+	var files [2]*os.File
+	var err error
+	for i, ns := range []string{"pid", "cgroup"} {
+		if err == nil {
+			files[i], err = os.Open(fmt.Sprintf("/proc/%d/ns/%s", c.init.PID, ns))
 		}
 	}
-	c.init = child
+	// Not reaped yet, so that the files are not those of a later process with its id.
+	if isGone(err) || err == nil && c.init.Signal(0) != nil {
+		err = status.Errorf(codes.FailedPrecondition, "container %s is not running", c.id)
+	}
+	if err != nil {
+		for _, f := range files {
+			f.Close() // also of nil, which does nothing
+		}
+		return err
+	}
+	c.pids = files[0]
+	c.spaces = append(c.spaces, space{"cgroup", unix.CLONE_NEWCGROUP, files[1]})
 	return nil
 }
 
