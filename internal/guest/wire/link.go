@@ -270,7 +270,7 @@ func OpenLink(rwc io.ReadWriteCloser, fresh bool) *Link {
 	rand.Read(nonce[:])
 	session := binary.BigEndian.Uint64(nonce[:])
 	l := &Link{rwc: rwc, answered: make(chan struct{})}
-	l.linkConn = linkConn{session: session, out: newSender(rwc, l.shut)}
+	l.linkConn = linkConn{session: session, out: newSender(rwc, l.writeFailed)}
 	l.cond = sync.NewCond(&l.mu)
 	var hello []byte
 	if !fresh {
@@ -304,6 +304,17 @@ func (l *Link) shut(err error) {
 	l.end(err)
 	l.out.stop(err)
 	l.rwc.Close()
+}
+
+// writeFailed is the sender's. Before the guest has answered, either of
+// reading and writing may be the first to find that it is gone.
+func (l *Link) writeFailed(err error) {
+	select {
+	case <-l.answered:
+	default:
+		err = fmt.Errorf("synchronise with guest: %w", err)
+	}
+	l.shut(err)
 }
 
 // receive is the host's reading goroutine.
