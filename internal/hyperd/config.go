@@ -14,6 +14,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/hyper-run/hyper/internal/pod"
 	"github.com/hyper-run/hyper/internal/store"
 	"github.com/hyper-run/hyper/internal/vmm"
 )
@@ -120,6 +121,8 @@ func (c *Config) check(rest []string) (err error) {
 		return fmt.Errorf("--vm-cpus %d: want %d (--default-cpus) to %d", c.VMCPUs, c.CPUs, vmm.MaxCPUs)
 	case c.VMMemMiB < 512 || c.VMMemMiB > vmm.MaxMemMiB:
 		return fmt.Errorf("--vm-memory %d: want 512 to %d MiB", c.VMMemMiB, vmm.MaxMemMiB)
+	case c.MemMiB > pod.VMRoom(c.VMMemMiB):
+		return fmt.Errorf("--default-memory %d: the usual VM has room for %d MiB (--vm-memory)", c.MemMiB, pod.VMRoom(c.VMMemMiB))
 	case c.Warm < 0 || c.Warm > maxWarm:
 		return fmt.Errorf("--warm-pool %d: want 0 to %d", c.Warm, maxWarm)
 	}

@@ -326,7 +326,10 @@ func groupsName(run string) string {
 }
 
 // Started implements pod.Meter.
-func (d *daemon) Started(t pod.Trace) { d.metrics.Started(t) }
+func (d *daemon) Started(t pod.Trace) { d.metrics.started(t) }
+
+// Wrote implements pod.Meter.
+func (d *daemon) Wrote(road pod.Road, s pod.Stage) { d.metrics.stage(road, s) }
 
 // openTemplates opens the templates, if VMs can be cloned here.
 func (d *daemon) openTemplates(ctx context.Context, bootFiles func(string) (pod.BootFiles, error)) (err error) {

@@ -38,16 +38,18 @@ func newMetrics(pods *pod.Set) *metrics {
 	return m
 }
 
-// Started implements pod.Meter.
-func (m *metrics) Started(t pod.Trace) {
-	road := string(t.Road)
+func (m *metrics) started(t pod.Trace) {
 	for _, s := range t.Stages {
-		m.stages.WithLabelValues(road, s.Name).Observe(s.Took.Seconds())
+		m.stage(t.Road, s)
 	}
 	if n := len(t.Stages); n > 0 {
 		last := t.Stages[n-1]
-		m.starts.WithLabelValues(road).Observe((last.At + last.Took).Seconds())
+		m.starts.WithLabelValues(string(t.Road)).Observe((last.At + last.Took).Seconds())
 	}
+}
+
+func (m *metrics) stage(road pod.Road, s pod.Stage) {
+	m.stages.WithLabelValues(string(road), s.Name).Observe(s.Took.Seconds())
 }
 
 func (m *metrics) handler() http.Handler {

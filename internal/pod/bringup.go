@@ -29,7 +29,11 @@ const (
 // nothing is left but what reclaim gives back in the background.
 func (s *Set) machineFor(ctx context.Context, c *container, p *plan, tr *trace) (*machine, error) {
 	if m := s.warm.take(p); m != nil {
-		err := m.occupy(ctx, c, p)
+		release, err := s.cfg.Memory.Admit(p.reserved)
+		if err == nil {
+			err = m.occupy(ctx, c, p)
+			release()
+		}
 		tr.stage("fill")
 		if err == nil {
 			return m, nil
@@ -77,7 +81,7 @@ func (m *machine) bringUp(ctx context.Context, network string, p *plan, tr *trac
 	g.Go(func() error { return m.attach(ctx, network, &cfg) })
 	g.Go(func() error { return os.Mkdir(cfg.Dir, 0o700) })
 	g.Go(func() (err error) {
-		cfg.Procs, err = s.cfg.Groups.Create(m.rec.ID, hostLimits(p.memory, p.quota))
+		cfg.Procs, err = s.cfg.Groups.Create(m.rec.ID, hostLimits(p.memory, p.shape.MemMiB, p.quota))
 		return err
 	})
 	g.Go(func() (err error) {
@@ -100,10 +104,20 @@ func (m *machine) bringUp(ctx context.Context, network string, p *plan, tr *trac
 	m.rec.Info.CPUs, m.rec.Info.MemMiB = cfg.CPUs, cfg.MemMiB
 	err = m.boot(ctx, cfg)
 	tr.stage("vmm")
-	if err != nil && t != nil {
-		err = &spoiledError{t, err}
+	var refused *vmm.StartError
+	if errors.As(err, &refused) {
+		err = m.cloneFailed(ctx, err)
 	}
 	return err
+}
+
+// cloneFailed is err, as a reason to boot instead if the VM is a clone and nobody
+// gave up waiting for it.
+func (m *machine) cloneFailed(ctx context.Context, err error) error {
+	if m.template == nil || errors.Is(ctx.Err(), context.Canceled) || m.set.isClosing() {
+		return err
+	}
+	return &spoiledError{m.template, err}
 }
 
 // template finds what to clone; nil when the VM has to boot, p.cold then says why.
@@ -144,11 +158,11 @@ func (s *Set) admit(p *plan) (release func(), err error) {
 	return release, nil
 }
 
-// hostLimits bound what the VM's processes may take: what the pod may, and
-// what the VMM needs for itself, emulation included.
-func hostLimits(memory int64, quota float64) host.Limits {
+// hostLimits bound what the processes of a VM of memMiB may take: what the pod may, what the
+// kernel's map of the VM's memory takes, and what the VMM needs for itself, emulation included.
+func hostLimits(memory int64, memMiB int, quota float64) host.Limits {
 	const vmmBytes, vmmCPUs = 384 * mib, 0.5
-	l := host.Limits{MemoryBytes: memory + guestOverhead*mib + vmmBytes}
+	l := host.Limits{MemoryBytes: memory + int64(memMiB/64+guestOverhead)*mib + vmmBytes}
 	if quota > 0 {
 		l.CPUs = quota + vmmCPUs
 	}
@@ -212,7 +226,7 @@ func (m *machine) occupy(ctx context.Context, c *container, p *plan) error {
 		return fmt.Errorf("fill slots: %w", errdefs.ErrNotImplemented)
 	}
 	m.rec.PodID, m.rec.Info.Road = c.rec.PodID, RoadWarm
-	if err := m.set.cfg.Groups.Update(m.rec.ID, hostLimits(p.memory, p.quota)); err != nil {
+	if err := m.set.cfg.Groups.Update(m.rec.ID, hostLimits(p.memory, p.shape.MemMiB, p.quota)); err != nil {
 		return err
 	}
 	return f.Fill(ctx, p.disks())

@@ -15,6 +15,7 @@ import (
 	"github.com/hyper-run/hyper/internal/guest"
 	"github.com/hyper-run/hyper/internal/host"
 	"github.com/hyper-run/hyper/internal/template"
+	"github.com/hyper-run/hyper/internal/vmm"
 )
 
 // clones has the next Set of b start clones, and keep warm ones ready.
@@ -133,7 +134,7 @@ func TestSpoiledTemplate(t *testing.T) {
 	b := newBench(t)
 	b.clones(1)
 	b.template()
-	b.driver.RefuseClones(errors.New("state is not for this machine"))
+	b.driver.RefuseClones(&vmm.StartError{Err: errors.New("state is not for this machine")})
 	if vm := b.startVM(sh("sleep 100")); vm.Road != RoadBoot || !strings.Contains(vm.Cold, "state is not for this machine") {
 		t.Errorf("got %+v", vm)
 	}

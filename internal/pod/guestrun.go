@@ -32,7 +32,7 @@ func (m *machine) run(ctx context.Context, c *container, p *plan, tr *trace) err
 	defer stop()
 	g, err := m.guest(ctx)
 	if err != nil {
-		return m.noAnswer(ctx, err)
+		return m.noAnswer(ctx, g, err)
 	}
 	answered := m.answered(g)
 	resp, launched, err := g.Launch(ctx, &wire.RunRequest{
@@ -41,7 +41,7 @@ func (m *machine) run(ctx context.Context, c *container, p *plan, tr *trace) err
 		Start:     &wire.StartProcessRequest{ContainerId: c.id, User: sp.User, AdditionalGroups: sp.Groups, Stdin: sp.Stdin, Init: sp.Init},
 	}, sp.TTY)
 	if err != nil {
-		return m.noAnswer(ctx, err)
+		return m.noAnswer(ctx, g, err)
 	}
 	m.launched = launched
 	if at := <-answered; m.rec.Info.BootTime == 0 {
@@ -168,8 +168,9 @@ func (m *machine) cancelAtEnd(ctx context.Context, cancel context.CancelFunc) (s
 	return func() { close(done) }
 }
 
-// noAnswer explains why a new guest did not answer, with all there is to see.
-func (m *machine) noAnswer(ctx context.Context, err error) error {
+// noAnswer explains why a new guest did not answer a call, with all there is to
+// see. g is nil when there is no connection.
+func (m *machine) noAnswer(ctx context.Context, g *guest.Client, err error) error {
 	se := &vmm.StartError{Err: err}
 	cause := context.Cause(ctx)
 	switch {
@@ -183,8 +184,17 @@ func (m *machine) noAnswer(ctx context.Context, err error) error {
 	i := m.rec.Info
 	se.Tried = fmt.Sprintf("%s on %s (%s), %d CPU, %d MiB, kernel %s (%s)", i.Machine, m.set.cfg.Driver.Name(), i.Accel, i.CPUs, i.MemMiB, i.Kernel, i.KernelName)
 	se.Console = m.console()
-	if m.rec.Info.Road == RoadClone {
-		return &spoiledError{m.template, se}
+	if g != nil && isClosed(g.Answered()) {
+		return se // it lived, and may have begun to run the container
 	}
-	return se
+	return m.cloneFailed(ctx, se)
+}
+
+func isClosed(c <-chan struct{}) bool {
+	select {
+	case <-c:
+		return true
+	default:
+		return false
+	}
 }

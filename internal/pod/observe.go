@@ -99,15 +99,16 @@ func (s *Set) Update(ctx context.Context, ref string, res Resources) error {
 	c.op.Lock()
 	defer c.op.Unlock()
 	sp := c.spec()
-	sp.Resources = merge(sp.Resources, res)
+	old := sp.Resources
+	sp.Resources = merge(old, res)
 	if err := s.check(sp); err != nil {
 		return err
 	}
 	if r, err := c.running(); err == nil {
 		ctx, cancel := context.WithTimeout(ctx, answerTimeout)
 		defer cancel()
-		if why := r.vm.rec.Info.fits(s.podMemory(sp.Resources), s.podCPUs(sp.Resources)); why != "" {
-			return fmt.Errorf("update container %s: %s; stop it to give it more: %w", c.name(), why, conflict)
+		if err := r.updatePod(ctx, old, sp.Resources); err != nil {
+			return fmt.Errorf("update container %s: %w", c.name(), err)
 		}
 		if err := r.update(ctx, sp.Resources); err != nil {
 			return err
@@ -123,6 +124,32 @@ func (s *Set) Update(ctx context.Context, ref string, res Resources) error {
 	return nil
 }
 
+// updatePod changes what the pod may use, in the guest and of the host, if that
+// changes. Of the host's memory it is never less than before: what the guest
+// gives back arrives later, and the VM must not be ended for that.
+func (r *run) updatePod(ctx context.Context, old, res Resources) error {
+	if old.MemoryBytes == res.MemoryBytes && old.NanoCPUs == res.NanoCPUs && quota(old) == quota(res) {
+		return nil
+	}
+	s, info := r.c.set, r.vm.rec.Info
+	memory, cpus := s.podMemory(res), s.podCPUs(res)
+	if why := info.fits(memory, cpus); why != "" {
+		return fmt.Errorf("%s; stop it to give it more: %w", why, conflict)
+	}
+	l := hostLimits(max(memory, s.podMemory(old)), info.MemMiB, quota(res))
+	if err := s.cfg.Groups.Update(r.vm.rec.ID, l); err != nil {
+		return err
+	}
+	g, err := r.vm.guest(ctx)
+	if err == nil {
+		_, err = g.Configure(ctx, &wire.ConfigureRequest{MemoryMaxBytes: uint64(memory), Cpus: uint32(cpus)})
+	}
+	if err != nil {
+		return fmt.Errorf("limits of the pod: %w", err)
+	}
+	return nil
+}
+
 func (r *run) update(ctx context.Context, res Resources) error {
 	data, err := json.Marshal(resources(res))
 	if err != nil {
@@ -132,15 +159,10 @@ func (r *run) update(ctx context.Context, res Resources) error {
 	if err != nil {
 		return err
 	}
-	s := r.c.set
-	pod := &wire.ConfigureRequest{MemoryMaxBytes: uint64(s.podMemory(res)), Cpus: uint32(s.podCPUs(res))}
-	if _, err := g.Configure(ctx, pod); err != nil {
-		return fmt.Errorf("update limits of the pod: %w", err)
-	}
 	if _, err := g.Update(ctx, &wire.UpdateRequest{ContainerId: r.c.id, Resources: data}); err != nil {
 		return fmt.Errorf("update limits: %w", err)
 	}
-	return s.cfg.Groups.Update(r.vm.rec.ID, hostLimits(s.podMemory(res), quota(res)))
+	return nil
 }
 
 // merge lets what is set in over replace what is in base.

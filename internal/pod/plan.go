@@ -93,7 +93,7 @@ func vmRoom(memMiB int) int64 { return int64(memMiB-memMiB/64-guestOverhead) * m
 // podMemory is what a pod of one container may use, bytes.
 func (s *Set) podMemory(r Resources) int64 {
 	if r.MemoryBytes == 0 {
-		return min(int64(s.cfg.MemMiB)*mib, vmRoom(s.cfg.VM.MemMiB))
+		return int64(s.cfg.MemMiB) * mib
 	}
 	// Room for what hyperstart keeps for the pod, which must not push a
 	// container below its own limit.
@@ -150,13 +150,16 @@ func (s *Set) Shape(cpus, memMiB int, nic bool) (template.Shape, error) {
 	if err != nil {
 		return template.Shape{}, err
 	}
-	sh := s.shape(boot, int64(memMiB)*mib, cpus)
+	sh := s.shape(boot, s.podMemory(Resources{MemoryBytes: int64(memMiB) * mib}), cpus)
 	sh.NIC = nic
 	return sh, nil
 }
 
 // Warm is how many VMs are kept ready, and how many there would be.
 func (s *Set) Warm() (ready, wanted int) { return s.warm.count() }
+
+// VMRoom is how much of a VM of memMiB containers can have, in MiB.
+func VMRoom(memMiB int) int { return int(vmRoom(memMiB) / mib) }
 
 // Prepare makes ahead what starts will want: the usual template, and clones
 // of it. It returns at once.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -74,15 +75,19 @@ func (s *Set) start(ctx context.Context, c *container, tr *trace) error {
 	}
 	// A template that does not make good clones costs this start some time, no more.
 	s.log.Warn("boot instead of a clone", "container", c.id, "template", spoiled.t.ID, "err", spoiled.err)
-	s.cfg.Templates.Spoiled(spoiled.t, spoiled.err)
-	p.cold = "its template did not work: " + spoiled.err.Error()
+	why, _, _ := strings.Cut(spoiled.err.Error(), "\n")
+	p.cold = "its template did not work: " + why
 	if c.reclaimed != nil {
 		<-c.reclaimed
 	}
-	return s.startIn(ctx, c, p, tr)
+	err = s.startIn(ctx, c, p, tr)
+	if err == nil {
+		s.cfg.Templates.Spoiled(spoiled.t, spoiled.err) // since it was not the host's fault
+	}
+	return err
 }
 
-// A spoiledError says that a clone did not come up, which a VM that boots may.
+// A spoiledError says that a clone never answered, though a VM that boots may.
 type spoiledError struct {
 	t   *template.Template
 	err error

@@ -25,9 +25,10 @@ type Trace struct {
 	Stages    []Stage   `json:"stages"`
 }
 
-// A Meter gets every start that succeeded.
+// A Meter gets every start that succeeded, and then when its container first wrote something.
 type Meter interface {
 	Started(Trace)
+	Wrote(Road, Stage)
 }
 
 // maxTraces is how many starts are remembered.
@@ -86,7 +87,13 @@ func (tr *trace) guest(resp *wire.RunResponse) {
 // output adds when the container's first output came. tr may be nil.
 func (tr *trace) output() {
 	if tr != nil {
-		tr.wrote.Do(func() { tr.stage("first output") })
+		tr.wrote.Do(func() {
+			tr.stage("first output")
+			if m := tr.set.cfg.Meter; m != nil {
+				t := tr.copy()
+				m.Wrote(t.Road, t.Stages[len(t.Stages)-1])
+			}
+		})
 	}
 }
 

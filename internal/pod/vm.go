@@ -182,6 +182,7 @@ func (m *machine) release() {
 // because taking a device off a bridge takes the kernel 30 ms; the channel is
 // closed when that is done, and only then may the pod start again.
 func (m *machine) destroy(ctx context.Context) <-chan struct{} {
+	ctx = context.WithoutCancel(ctx) // often it is called because ctx has ended
 	m.release()
 	if m.vm != nil {
 		if err := m.vm.Kill(ctx); err != nil {

@@ -92,12 +92,10 @@ func (w *warmPool) take(p *plan) *machine {
 	for len(sh.idle) > 0 {
 		m := sh.idle[0]
 		sh.idle = slices.Delete(sh.idle, 0, 1)
-		select {
-		case <-m.vm.Done():
-			m.destroy(context.Background())
-		default:
+		if !isClosed(m.vm.Done()) && m.client.Err() == nil {
 			return m
 		}
+		m.destroy(context.Background())
 	}
 	return nil
 }
@@ -229,10 +227,6 @@ func (s *Set) makeWarm(ctx context.Context, sh *shelf) (_ *machine, err error) {
 		return nil, err
 	}
 	defer func() {
-		var spoiled *spoiledError
-		if errors.As(err, &spoiled) {
-			s.cfg.Templates.Spoiled(spoiled.t, spoiled.err)
-		}
 		if err != nil {
 			m.destroy(ctx)
 		}
@@ -257,7 +251,7 @@ func (s *Set) makeWarm(ctx context.Context, sh *shelf) (_ *machine, err error) {
 	}
 	answered := m.answered(g)
 	if _, err := g.Configure(ctx, m.identity(true)); err != nil {
-		return nil, m.noAnswer(ctx, fmt.Errorf("configure guest: %w", err))
+		return nil, m.noAnswer(ctx, g, fmt.Errorf("configure guest: %w", err))
 	}
 	m.rec.Info.BootTime = (<-answered).Sub(m.bootedAt)
 	if err := s.rehearse(ctx, m, g); err != nil {

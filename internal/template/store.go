@@ -279,8 +279,8 @@ func (s *Store) Spoiled(t *Template, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	e := s.entries[t.ID]
-	if e == nil || !e.info.Created.Equal(t.created) {
-		return // it is another one by now
+	if s.closed || e == nil || e.ready != t {
+		return // it is dropped already, or another one by now
 	}
 	s.cfg.Log.Warn("drop template that can't be cloned", "id", e.id, "err", err)
 	if time.Since(t.created) > maxBackoff {

@@ -114,7 +114,7 @@ func TestBadBoot(t *testing.T) {
 		{"kernel does nothing", "did not answer within 2s", "", []string{"--kernel", write("silent", silentKernel(t)), "--boot-timeout", "2s"}},
 		{"no time", "did not answer within 1ms", "", []string{"--boot-timeout", "1ms"}},
 		{"QEMU is missing", "/no/qemu is not installed", "", []string{"--qemu", "/no/qemu"}},
-		{"QEMU is none", "/bin/true: version", "", []string{"--qemu", "/bin/true"}},
+		{"QEMU is none", "/bin/true for its version", "", []string{"--qemu", "/bin/true"}},
 		{"QEMU fails", "out of luck", "", []string{"--qemu", write("qemu", []byte("#!/bin/sh\n[ $1 = --version ] && echo QEMU emulator version 7.2.0 || { echo out of luck >&2; exit 3; }\n"))}},
 	}
 	for _, tt := range tests {
