@@ -145,7 +145,19 @@ func restore(t *testing.T, from saved, args ...string) *raw {
 	r := startRaw(t, from.memory, true, args...)
 	r.execute(t, "migrate-incoming", map[string]string{"uri": "exec:cat " + from.state})
 	r.migrated(t)
+	r.execute(t, "cont", nil) // it was saved stopped
 	return r
+}
+
+// echo opens the virtio port "echo".
+func (r *raw) echo(t *testing.T) net.Conn {
+	t.Helper()
+	port, err := net.Dial("unix", filepath.Join(r.dir, "echo"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { port.Close() })
+	return port
 }
 
 // ctxOf bounds one step of a test.

@@ -1,5 +1,6 @@
 // Command vsockguest is PID 1 of a VM that echoes what comes in on vsock port 1024 and on the virtio
-// port named echo. It tells each new vsock connection first which CID it has itself.
+// port named echo. Each new vsock connection is told first which CID the guest believes to have; on the
+// virtio port a question mark asks for it.
 package main
 
 import (
@@ -98,6 +99,9 @@ func echoPort() error {
 				if n <= 0 || err != nil { // a port reads as ended while the host is away
 					time.Sleep(10 * time.Millisecond)
 					continue
+				}
+				if b[0] == '?' {
+					n = copy(b, fmt.Sprintln(localCID()))
 				}
 				syscall.Write(fd, b[:n]) //nolint:errcheck // the host may go at any time
 			}
