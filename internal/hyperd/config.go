@@ -58,7 +58,7 @@ func hostMiB() int {
 	if unix.Sysinfo(&mem) != nil {
 		return 4096
 	}
-	return int(uint64(mem.Totalram) * uint64(mem.Unit) >> 20)
+	return int(mem.Totalram * uint64(mem.Unit) >> 20)
 }
 
 // ParseArgs reads the command line. It writes errors and help to out.

@@ -259,7 +259,6 @@ type Containers interface {
 	Attach(ctx context.Context, ref string, o AttachOptions) error
 	Get(ref string) (Container, error)
 	List(f Filter) []Container
-	Trace(ref string) (Trace, error)
 	Stats(ctx context.Context, ref string) (*wire.StatsResponse, error)
 	Processes(ctx context.Context, ref string) ([]*wire.Process, error)
 
