@@ -1,7 +1,8 @@
 // Package lab proves what needs KVM on hosts that have none: it boots the host's own root file system as a
 // VM in which QEMU emulates a CPU with AMD's virtualization, and runs tests in there (README.md).
 //
-// It is skipped unless HYPER_LAB is set; make lab sets it. It needs root, and its kernel (build-kernel).
+// It is skipped unless HYPER_LAB is set: to 1 (make lab) or to short, which leaves out what takes long and
+// proves little more. It needs root, and its kernel (build-kernel).
 package lab
 
 import (
@@ -27,8 +28,8 @@ import (
 )
 
 const (
-	// limit is for the VM's whole life.
-	limit = 6 * time.Minute
+	// limit is for the VM's whole life, shortLimit with HYPER_LAB=short.
+	limit, shortLimit = 12 * time.Minute, 6 * time.Minute
 	// The lab gives a sign of life every 5 seconds of its own time.
 	frozen = 90 * time.Second
 	// host is where the lab has the host's files, also those it mounts something over.
@@ -61,6 +62,8 @@ func TestLab(t *testing.T) {
 	report(t, out)
 }
 
+func short() bool { return os.Getenv("HYPER_LAB") == "short" }
+
 // cache is where kernels and images are.
 func cache(t *testing.T) string {
 	if dir := os.Getenv("HYPER_CACHE"); dir != "" {
@@ -83,8 +86,8 @@ func build(t *testing.T, dir string) {
 		t.Fatalf("test/images/make busybox: %v", err)
 	}
 	kernel := realpath(t, filepath.Join(cache(t), "kernel", "hyperkernel", "kernel"))
-	env := fmt.Sprintf("HYPER_TEST_KERNEL=%q HYPER_LAB_IMAGE=%q HYPER_CACHE=%q\n",
-		host+kernel, host+strings.TrimSpace(string(image)), host+cache(t))
+	env := fmt.Sprintf("HYPER_TEST_KERNEL=%q HYPER_LAB_IMAGE=%q HYPER_CACHE=%q FLAGS=-test.short=%v\n",
+		host+kernel, host+strings.TrimSpace(string(image)), host+cache(t), short())
 	if err := os.WriteFile(filepath.Join(dir, "env"), []byte(env), 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -111,7 +114,11 @@ func realpath(t *testing.T, path string) string {
 
 // run boots the lab and returns what it printed.
 func run(t *testing.T, dir, kernel string) (lines []string, err error) {
-	ctx, cancel := context.WithTimeoutCause(t.Context(), limit, fmt.Errorf("the lab took longer than %v", limit))
+	bound := limit
+	if short() {
+		bound = shortLimit
+	}
+	ctx, cancel := context.WithTimeoutCause(t.Context(), bound, fmt.Errorf("the lab took longer than %v", bound))
 	defer cancel()
 	ctx, kill := context.WithCancelCause(ctx)
 	defer kill(nil)

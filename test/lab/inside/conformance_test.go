@@ -19,6 +19,9 @@ import (
 func TestConformance(t *testing.T) {
 	for _, m := range []vmm.Machine{vmm.MachineMicroVM, vmm.MachineQ35} {
 		t.Run(string(m), func(t *testing.T) {
+			if testing.Short() && m != vmm.MachineMicroVM {
+				t.Skip("it is for guests with a stock kernel")
+			}
 			vmmtest.Run(t, newDriver, vmmtest.Options{Patience: patience, Config: vmm.Config{
 				Accel: vmm.AccelKVM, Machine: m, Kernel: kernel(t), Initrd: initrd(t, "testguest"), CPUs: 1, MemMiB: 128,
 			}})
