@@ -67,14 +67,14 @@ func TestMachineFor(t *testing.T) {
 		constantTSC bool
 		want        vmm.Machine // "": an error
 	}{
-		{"", 20, 1, vmm.AccelTCG, true, vmm.MachineMicroVM},
-		{vmm.MachineAuto, 20, 1, vmm.AccelKVM, false, vmm.MachineMicroVM},
-		{vmm.MachineAuto, 20, 2, vmm.AccelTCG, true, vmm.MachineQ35},
+		{"", 16, 1, vmm.AccelTCG, true, vmm.MachineMicroVM},
+		{vmm.MachineAuto, 16, 1, vmm.AccelKVM, false, vmm.MachineMicroVM},
+		{vmm.MachineAuto, 16, 2, vmm.AccelTCG, true, vmm.MachineQ35},
 		{vmm.MachineAuto, 1, 1, vmm.AccelTCG, false, vmm.MachineQ35},
 		{vmm.MachineAuto, vmm.MaxDisks, vmm.MaxNICs, vmm.AccelTCG, true, vmm.MachineQ35},
 		{vmm.MachineQ35, 0, 0, vmm.AccelTCG, true, vmm.MachineQ35},
 		{vmm.MachineMicroVM, 1, 0, vmm.AccelTCG, false, vmm.MachineMicroVM},
-		{vmm.MachineMicroVM, 20, 2, vmm.AccelTCG, true, ""},
+		{vmm.MachineMicroVM, 16, 2, vmm.AccelTCG, true, ""},
 	} {
 		cfg := vmm.Config{Machine: c.machine, Disks: make([]vmm.Disk, c.disks), NICs: make([]vmm.NIC, c.nics)}
 		got, err := machineFor(cfg, c.accel, c.constantTSC)
