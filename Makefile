@@ -1,7 +1,7 @@
 # Hyper. As root on Debian 12, with git, make and Go:
 #
 #   make demo      what is needed, a build, then hello and nginx in VMs of their own; leaves nothing running
-#   make test      everything that CI runs
+#   make test      everything that CI runs; also the lab's short run where its kernel was built
 #
 #   make build     bin/hyper bin/hyperd bin/hyperstart
 #   make check     format, vet, guard tests, linters
@@ -40,6 +40,7 @@ demo: deps build
 test: deps kernel build
 	test/lint.sh --if-available '$(STATICCHECK)' '$(GOLANGCI_LINT)'
 	HYPER_TEST_KERNEL=$(HYPER_CACHE)/kernel/hyperkernel/kernel go test $(RACE) -timeout 30m ./...
+	@[ ! -f '$(HYPER_CACHE)/lab/kernel/hyperkernel/kernel' ] || HYPER_LAB=short go test -count=1 -timeout 15m ./test/lab
 
 check:
 	test/lint.sh '$(STATICCHECK)' '$(GOLANGCI_LINT)'
