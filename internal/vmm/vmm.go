@@ -182,7 +182,7 @@ const (
 	MinMemMiB = 64      // the least memory a guest boots with
 	MaxMemMiB = 1 << 20 // 1 TiB
 	MaxCPUs   = 64
-	MaxDisks  = 20 // fewer than any machine has slots for, beside one NIC
+	MaxDisks  = 20 // the largest machine has slots for them beside one NIC
 	MaxNICs   = 4
 )
 

@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -89,7 +90,8 @@ func TestFullMachine(t *testing.T) {
 				ID: "full", Dir: shortDir(t), Machine: m, Kernel: kernel, Initrd: initrd, CPUs: 2, MemMiB: 4096,
 				NICs: []vmm.NIC{{Tap: newTap(t), MAC: net.HardwareAddr{2, 0, 0, 0, 0, 9}, MTU: 1400}},
 			}
-			for i := range vmm.MaxDisks {
+			disks := min(vmm.MaxDisks, slots[m]-fixedDevices-len(cfg.NICs))
+			for i := range disks {
 				path := filepath.Join(t.TempDir(), "disk")
 				if err := os.WriteFile(path, fmt.Appendf(make([]byte, 0, 4096), "%-4095d\n", i), 0o600); err != nil {
 					t.Fatal(err)
@@ -101,7 +103,7 @@ func TestFullMachine(t *testing.T) {
 			_, ask := bootVM(t, d, cfg)
 			for request, want := range map[string]string{
 				"fact cpus": "2", "fact macs": "02:00:00:00:00:09/1400",
-				"read disk-number-00000000": "0", "read disk-number-00000019": "19",
+				"read disk-number-00000000": "0", fmt.Sprintf("read disk-number-%08d", disks-1): strconv.Itoa(disks - 1),
 			} {
 				if got := strings.TrimSpace(ask(request)); got != want {
 					t.Errorf("%s: got %q, want %q", request, got, want)
