@@ -26,7 +26,7 @@ type plan struct {
 	reserved int64   // bytes that it was promised
 }
 
-// Slots of a VM. A microvm has 24 places for devices, of which four are taken
+// Slots of a VM. A microvm has 20 places for devices, of which four are taken
 // by the serial ports, random numbers, the balloon and a NIC.
 // The last of each kind is left to the rehearsal of warm VMs.
 const (
