@@ -128,7 +128,7 @@ func (s *Set) template(ctx context.Context, p *plan) (*template.Template, error)
 	t, err := s.cfg.Templates.Find(ctx, p.shape)
 	var notReady *template.NotReadyError
 	if errors.As(err, &notReady) {
-		p.cold = notReady.Why
+		p.cold = notReady.Error()
 		return nil, nil
 	}
 	return t, err
