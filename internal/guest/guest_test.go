@@ -253,6 +253,29 @@ func TestBackPressure(t *testing.T) {
 	}
 }
 
+// Acknowledgements that a lost connection took with it are not missed: the
+// window was full, and the next connection begins at its end.
+func TestBackPressureAcrossConnections(t *testing.T) {
+	f := newFixture(t)
+	f.start(false, process(false, "sh", "-c", "head -c 2000000 /dev/zero"))
+	var at uint64
+	for range 3 {
+		o, err := f.c.Output(f.ctx(), "c", "", wire.StreamHeader_STDOUT, at)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := io.ReadFull(o, make([]byte, wire.OutputWindow)); err != nil {
+			t.Fatal(err)
+		}
+		at += wire.OutputWindow
+		f.c.Close()
+		f.connect()
+	}
+	if _, err := f.c.DeleteContainer(f.ctx(), &wire.DeleteContainerRequest{Id: "c"}); err != nil {
+		t.Fatal(err)
+	}
+}
+
 func TestOutputIsReplaced(t *testing.T) {
 	f := newFixture(t)
 	f.start(false, process(false, "sh", "-c", "echo x; sleep 100"))

@@ -2781,7 +2781,8 @@ func (*ShutdownResponse) Descriptor() ([]byte, []int) {
 // input open (CloseStdin closes it). What comes after the process has gone is
 // discarded.
 // STDOUT, STDERR (a terminal has only STDOUT): the guest sends the bytes from
-// offset on, first those it still holds, then live, in chunks: 4 bytes length,
+// offset on, which acknowledges those before it; first those it still holds,
+// then live, in chunks: 4 bytes length,
 // big-endian, at most 32 KiB, then the bytes. Length 0 follows the last byte.
 // A length with the top bit set is followed by a text that says why there is
 // no more: unknown process, an offset that the guest does not hold, or a later

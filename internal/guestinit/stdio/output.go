@@ -161,6 +161,7 @@ func (o *Output) attach(s Stream, offset uint64) error {
 		o.stream.Close()
 	}
 	o.stream = s
+	o.ackLocked(offset) // what said so may be lost with an earlier connection
 	o.changed.Broadcast()
 	return nil
 }
@@ -236,10 +237,14 @@ func (o *Output) ack(offset uint64) bool {
 	if offset > o.end() {
 		return false
 	}
+	o.ackLocked(offset)
+	return true
+}
+
+func (o *Output) ackLocked(offset uint64) {
 	if offset > o.base {
 		o.held.drop(int(offset - o.base))
 		o.base = offset
 		o.changed.Broadcast()
 	}
-	return true
 }
