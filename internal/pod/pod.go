@@ -70,6 +70,21 @@ type Spec struct {
 	Resources Resources `json:"resources"`
 	Log       LogConfig `json:"log"`
 
+	// Of containers in a pod with others.
+	JoinNet string  `json:"joinNet,omitempty"` // ID of the container whose pod it joined; it must run when this starts
+	PIDMode string  `json:"pidMode,omitempty"` // "": its own PID namespace, "pod", "vm", or the ID of a container of the pod
+	IPCMode string  `json:"ipcMode,omitempty"` // "": the pod's, "private"
+	Mounts  []Mount `json:"mounts,omitempty"`
+
+	Role      Role          `json:"role,omitempty"`
+	Restart   RestartPolicy `json:"restart"`
+	Probes    Probes        `json:"probes"`
+	Hooks     Hooks         `json:"hooks"`
+	EnvFields []EnvField    `json:"envFields,omitempty"`
+	// Expand says that Args and Env have references $(NAME) to variables,
+	// replaced at the start as Kubernetes does.
+	Expand bool `json:"expand,omitempty"`
+
 	// Edge is what the edge that made the container wants back in inspect,
 	// unchanged and not looked at.
 	Edge json.RawMessage `json:"edge,omitempty"`
@@ -86,6 +101,8 @@ type Resources struct {
 	CPUQuotaUs             int64  `json:"cpuQuotaUs,omitempty"`
 	CPUSet                 string `json:"cpuSet,omitempty"`
 	PIDs                   int64  `json:"pids,omitempty"`
+
+	IO IOLimit `json:"io"`
 }
 
 // A Ulimit is one resource limit, named as in setrlimit(2) without RLIMIT_, lower case.
@@ -139,6 +156,9 @@ type Container struct {
 	StartedAt    time.Time
 	FinishedAt   time.Time
 	RestartCount int
+	Started      bool     // its startup probe, if any, has succeeded
+	Ready        bool     // it runs, and its readiness probe, if any, says so
+	Probe        string   // what the last probe that failed said
 	Execs        []string // ids of execs, running or not yet forgotten
 
 	LogPath string
@@ -174,6 +194,7 @@ type VMInfo struct {
 // CreateOptions name a new container.
 type CreateOptions struct {
 	Name string // "": a generated one
+	Pod  string // ID or name of the pod it shall be in; "": one of its own
 	Spec Spec
 }
 

@@ -103,8 +103,23 @@ type (
 	// A Filler is a VM with slots that can be filled while it runs.
 	Filler interface {
 		// Fill puts the files of disks behind the empty slots with their IDs. The
-		// guest must not use these slots before it returns.
+		// guest must not use these slots before it returns. All are filled or none.
 		Fill(ctx context.Context, disks []Disk) error
+		// Empty takes the files from behind the slots with these IDs and closes
+		// them. The guest must not use these slots any more. Idempotent: a slot
+		// that is empty already stays so.
+		Empty(ctx context.Context, ids []string) error
+	}
+
+	// A Plugger is a VM that disks can be added to while it runs, beside its
+	// slots. It was started with Config.Plug.
+	Plugger interface {
+		// Plug gives the guest a further disk, which it finds by its ID, in a
+		// moment. Errors: AlreadyExists when there is a disk with that ID.
+		Plug(ctx context.Context, d Disk) error
+		// Unplug takes it away and closes its file. The guest must not use it
+		// any more. Idempotent: nil when there is none with that ID.
+		Unplug(ctx context.Context, id string) error
 	}
 
 	// A Meter is a VM that reports what it costs the host.
@@ -161,7 +176,7 @@ type Config struct {
 	Memory *os.File
 	// Restore makes the VM a clone of a saved one instead of booting it. The
 	// configuration has to be the saved one's in all that a guest can see:
-	// machine, CPUs, MemMiB, the IDs and ReadOnly of the disks in their order, the number of
+	// machine, CPUs, MemMiB, Plug, the IDs and ReadOnly of the disks in their order, the number of
 	// NICs. Different may be the files behind the disks, and the NICs' MAC,
 	// which the guest learns only from whoever tells it.
 	Restore *Saved
@@ -175,6 +190,8 @@ type Config struct {
 
 	Disks []Disk // in order; the guest finds each by its ID
 	NICs  []NIC
+	// Plug prepares the VM for disks that come later, see [Plugger].
+	Plug bool
 }
 
 // What a Config may ask for.
@@ -183,6 +200,8 @@ const (
 	MaxMemMiB = 1 << 20 // 1 TiB
 	MaxCPUs   = 64
 	MaxDisks  = 20 // the largest machine has slots for them beside one NIC
+	// MaxPlugged is how many disks can be plugged into a VM at one time.
+	MaxPlugged = 200
 	MaxNICs   = 4
 )
 

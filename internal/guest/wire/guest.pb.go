@@ -38,6 +38,7 @@ const (
 	StreamHeader_STDIN  StreamHeader_Kind = 0
 	StreamHeader_STDOUT StreamHeader_Kind = 1
 	StreamHeader_STDERR StreamHeader_Kind = 2
+	StreamHeader_DIAL   StreamHeader_Kind = 3
 )
 
 // Enum value maps for StreamHeader_Kind.
@@ -46,11 +47,13 @@ var (
 		0: "STDIN",
 		1: "STDOUT",
 		2: "STDERR",
+		3: "DIAL",
 	}
 	StreamHeader_Kind_value = map[string]int32{
 		"STDIN":  0,
 		"STDOUT": 1,
 		"STDERR": 2,
+		"DIAL":   3,
 	}
 )
 
@@ -78,7 +81,7 @@ func (x StreamHeader_Kind) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use StreamHeader_Kind.Descriptor instead.
 func (StreamHeader_Kind) EnumDescriptor() ([]byte, []int) {
-	return file_guest_proto_rawDescGZIP(), []int{45, 0}
+	return file_guest_proto_rawDescGZIP(), []int{48, 0}
 }
 
 type InfoRequest struct {
@@ -119,7 +122,7 @@ func (*InfoRequest) Descriptor() ([]byte, []int) {
 
 type InfoResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Protocol      uint32                 `protobuf:"varint,1,opt,name=protocol,proto3" json:"protocol,omitempty"`                               // highest protocol revision the guest speaks, 2
+	Protocol      uint32                 `protobuf:"varint,1,opt,name=protocol,proto3" json:"protocol,omitempty"`                               // highest protocol revision the guest speaks, 3
 	Version       string                 `protobuf:"bytes,2,opt,name=version,proto3" json:"version,omitempty"`                                  // of hyperstart
 	KernelRelease string                 `protobuf:"bytes,3,opt,name=kernel_release,json=kernelRelease,proto3" json:"kernel_release,omitempty"` // uname -r
 	MemTotalBytes uint64                 `protobuf:"varint,4,opt,name=mem_total_bytes,json=memTotalBytes,proto3" json:"mem_total_bytes,omitempty"`
@@ -245,8 +248,11 @@ type ConfigureRequest struct {
 	ShmBytes       uint64                 `protobuf:"varint,8,opt,name=shm_bytes,json=shmBytes,proto3" json:"shm_bytes,omitempty"`                     // size of the pod's /dev/shm, 0: 64 MiB
 	MemoryMaxBytes uint64                 `protobuf:"varint,9,opt,name=memory_max_bytes,json=memoryMaxBytes,proto3" json:"memory_max_bytes,omitempty"` // of all containers together, with their page cache; 0: all there is
 	Cpus           uint32                 `protobuf:"varint,10,opt,name=cpus,proto3" json:"cpus,omitempty"`                                            // how many of the VM's CPUs containers may run on, 0: all
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	// Volumes of the pod, which containers mount from /run/pod/volumes/NAME. One
+	// that is there already is left as it is. Since protocol 3.
+	Volumes       []*Volume `protobuf:"bytes,11,rep,name=volumes,proto3" json:"volumes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ConfigureRequest) Reset() {
@@ -349,6 +355,99 @@ func (x *ConfigureRequest) GetCpus() uint32 {
 	return 0
 }
 
+func (x *ConfigureRequest) GetVolumes() []*Volume {
+	if x != nil {
+		return x.Volumes
+	}
+	return nil
+}
+
+// A Volume is a directory that containers of the pod share: on a disk of its
+// own, or in memory. It lives as long as the VM; what is on a disk stays there.
+type Volume struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`    // 1 to 63 of [a-z0-9-]
+	Disk          string                 `protobuf:"bytes,2,opt,name=disk,proto3" json:"disk,omitempty"`    // ID of an ext4 disk; the volume is its directory "upper"; empty: memory
+	Bytes         uint64                 `protobuf:"varint,3,opt,name=bytes,proto3" json:"bytes,omitempty"` // size of one in memory, 0: half of the VM's memory
+	Files         []*File                `protobuf:"bytes,4,rep,name=files,proto3" json:"files,omitempty"`  // put into it; paths are relative to it. They are read-only for containers' users
+	Mode          uint32                 `protobuf:"varint,5,opt,name=mode,proto3" json:"mode,omitempty"`   // of its top directory, 0: 0777
+	Gid           uint32                 `protobuf:"varint,6,opt,name=gid,proto3" json:"gid,omitempty"`     // group of its top directory and files, with the set-group-ID bit; 0: root
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Volume) Reset() {
+	*x = Volume{}
+	mi := &file_guest_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Volume) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Volume) ProtoMessage() {}
+
+func (x *Volume) ProtoReflect() protoreflect.Message {
+	mi := &file_guest_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Volume.ProtoReflect.Descriptor instead.
+func (*Volume) Descriptor() ([]byte, []int) {
+	return file_guest_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *Volume) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Volume) GetDisk() string {
+	if x != nil {
+		return x.Disk
+	}
+	return ""
+}
+
+func (x *Volume) GetBytes() uint64 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
+}
+
+func (x *Volume) GetFiles() []*File {
+	if x != nil {
+		return x.Files
+	}
+	return nil
+}
+
+func (x *Volume) GetMode() uint32 {
+	if x != nil {
+		return x.Mode
+	}
+	return 0
+}
+
+func (x *Volume) GetGid() uint32 {
+	if x != nil {
+		return x.Gid
+	}
+	return 0
+}
+
 type ConfigureResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -357,7 +456,7 @@ type ConfigureResponse struct {
 
 func (x *ConfigureResponse) Reset() {
 	*x = ConfigureResponse{}
-	mi := &file_guest_proto_msgTypes[3]
+	mi := &file_guest_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -369,7 +468,7 @@ func (x *ConfigureResponse) String() string {
 func (*ConfigureResponse) ProtoMessage() {}
 
 func (x *ConfigureResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_guest_proto_msgTypes[3]
+	mi := &file_guest_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -382,7 +481,7 @@ func (x *ConfigureResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConfigureResponse.ProtoReflect.Descriptor instead.
 func (*ConfigureResponse) Descriptor() ([]byte, []int) {
-	return file_guest_proto_rawDescGZIP(), []int{3}
+	return file_guest_proto_rawDescGZIP(), []int{4}
 }
 
 type Interface struct {
@@ -400,7 +499,7 @@ type Interface struct {
 
 func (x *Interface) Reset() {
 	*x = Interface{}
-	mi := &file_guest_proto_msgTypes[4]
+	mi := &file_guest_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -412,7 +511,7 @@ func (x *Interface) String() string {
 func (*Interface) ProtoMessage() {}
 
 func (x *Interface) ProtoReflect() protoreflect.Message {
-	mi := &file_guest_proto_msgTypes[4]
+	mi := &file_guest_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -425,7 +524,7 @@ func (x *Interface) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Interface.ProtoReflect.Descriptor instead.
 func (*Interface) Descriptor() ([]byte, []int) {
-	return file_guest_proto_rawDescGZIP(), []int{4}
+	return file_guest_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *Interface) GetMac() string {
@@ -474,7 +573,7 @@ type Route struct {
 
 func (x *Route) Reset() {
 	*x = Route{}
-	mi := &file_guest_proto_msgTypes[5]
+	mi := &file_guest_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -486,7 +585,7 @@ func (x *Route) String() string {
 func (*Route) ProtoMessage() {}
 
 func (x *Route) ProtoReflect() protoreflect.Message {
-	mi := &file_guest_proto_msgTypes[5]
+	mi := &file_guest_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -499,7 +598,7 @@ func (x *Route) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Route.ProtoReflect.Descriptor instead.
 func (*Route) Descriptor() ([]byte, []int) {
-	return file_guest_proto_rawDescGZIP(), []int{5}
+	return file_guest_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Route) GetDestination() string {
@@ -534,7 +633,7 @@ type RootFS struct {
 
 func (x *RootFS) Reset() {
 	*x = RootFS{}
-	mi := &file_guest_proto_msgTypes[6]
+	mi := &file_guest_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -546,7 +645,7 @@ func (x *RootFS) String() string {
 func (*RootFS) ProtoMessage() {}
 
 func (x *RootFS) ProtoReflect() protoreflect.Message {
-	mi := &file_guest_proto_msgTypes[6]
+	mi := &file_guest_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -559,7 +658,7 @@ func (x *RootFS) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RootFS.ProtoReflect.Descriptor instead.
 func (*RootFS) Descriptor() ([]byte, []int) {
-	return file_guest_proto_rawDescGZIP(), []int{6}
+	return file_guest_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *RootFS) GetLayers() []string {
@@ -596,7 +695,7 @@ type File struct {
 
 func (x *File) Reset() {
 	*x = File{}
-	mi := &file_guest_proto_msgTypes[7]
+	mi := &file_guest_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -608,7 +707,7 @@ func (x *File) String() string {
 func (*File) ProtoMessage() {}
 
 func (x *File) ProtoReflect() protoreflect.Message {
-	mi := &file_guest_proto_msgTypes[7]
+	mi := &file_guest_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -621,7 +720,7 @@ func (x *File) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use File.ProtoReflect.Descriptor instead.
 func (*File) Descriptor() ([]byte, []int) {
-	return file_guest_proto_rawDescGZIP(), []int{7}
+	return file_guest_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *File) GetPath() string {
@@ -658,13 +757,18 @@ type CreateContainerRequest struct {
 	// 8 bytes each, in the guest's layout, and flags. None: no filter. The spec has no linux.seccomp.
 	SeccompFilter []byte `protobuf:"bytes,5,opt,name=seccomp_filter,json=seccompFilter,proto3" json:"seccomp_filter,omitempty"`
 	SeccompFlags  uint32 `protobuf:"varint,6,opt,name=seccomp_flags,json=seccompFlags,proto3" json:"seccomp_flags,omitempty"`
+	// Which PID namespace it is in: "": its own; "pod": the pod's, which has an init that
+	// reaps; "vm": the VM's, where it sees all processes; else the ID of the container whose it
+	// shares. Since protocol 3.
+	PidNamespace  string   `protobuf:"bytes,7,opt,name=pid_namespace,json=pidNamespace,proto3" json:"pid_namespace,omitempty"`
+	Io            *IOLimit `protobuf:"bytes,8,opt,name=io,proto3" json:"io,omitempty"` // of its own writable disk. Since protocol 3.
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *CreateContainerRequest) Reset() {
 	*x = CreateContainerRequest{}
-	mi := &file_guest_proto_msgTypes[8]
+	mi := &file_guest_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -676,7 +780,7 @@ func (x *CreateContainerRequest) String() string {
 func (*CreateContainerRequest) ProtoMessage() {}
 
 func (x *CreateContainerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_guest_proto_msgTypes[8]
+	mi := &file_guest_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -689,7 +793,7 @@ func (x *CreateContainerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateContainerRequest.ProtoReflect.Descriptor instead.
 func (*CreateContainerRequest) Descriptor() ([]byte, []int) {
-	return file_guest_proto_rawDescGZIP(), []int{8}
+	return file_guest_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *CreateContainerRequest) GetId() string {
@@ -734,6 +838,90 @@ func (x *CreateContainerRequest) GetSeccompFlags() uint32 {
 	return 0
 }
 
+func (x *CreateContainerRequest) GetPidNamespace() string {
+	if x != nil {
+		return x.PidNamespace
+	}
+	return ""
+}
+
+func (x *CreateContainerRequest) GetIo() *IOLimit {
+	if x != nil {
+		return x.Io
+	}
+	return nil
+}
+
+// An IOLimit bounds what a container reads and writes of its writable disk, per
+// second; 0: no limit.
+type IOLimit struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	ReadBytes     uint64                 `protobuf:"varint,1,opt,name=read_bytes,json=readBytes,proto3" json:"read_bytes,omitempty"`
+	WriteBytes    uint64                 `protobuf:"varint,2,opt,name=write_bytes,json=writeBytes,proto3" json:"write_bytes,omitempty"`
+	Reads         uint64                 `protobuf:"varint,3,opt,name=reads,proto3" json:"reads,omitempty"`
+	Writes        uint64                 `protobuf:"varint,4,opt,name=writes,proto3" json:"writes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *IOLimit) Reset() {
+	*x = IOLimit{}
+	mi := &file_guest_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *IOLimit) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*IOLimit) ProtoMessage() {}
+
+func (x *IOLimit) ProtoReflect() protoreflect.Message {
+	mi := &file_guest_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use IOLimit.ProtoReflect.Descriptor instead.
+func (*IOLimit) Descriptor() ([]byte, []int) {
+	return file_guest_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *IOLimit) GetReadBytes() uint64 {
+	if x != nil {
+		return x.ReadBytes
+	}
+	return 0
+}
+
+func (x *IOLimit) GetWriteBytes() uint64 {
+	if x != nil {
+		return x.WriteBytes
+	}
+	return 0
+}
+
+func (x *IOLimit) GetReads() uint64 {
+	if x != nil {
+		return x.Reads
+	}
+	return 0
+}
+
+func (x *IOLimit) GetWrites() uint64 {
+	if x != nil {
+		return x.Writes
+	}
+	return 0
+}
+
 type CreateContainerResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -742,7 +930,7 @@ type CreateContainerResponse struct {
 
 func (x *CreateContainerResponse) Reset() {
 	*x = CreateContainerResponse{}
-	mi := &file_guest_proto_msgTypes[9]
+	mi := &file_guest_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -754,7 +942,7 @@ func (x *CreateContainerResponse) String() string {
 func (*CreateContainerResponse) ProtoMessage() {}
 
 func (x *CreateContainerResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_guest_proto_msgTypes[9]
+	mi := &file_guest_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -767,7 +955,7 @@ func (x *CreateContainerResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateContainerResponse.ProtoReflect.Descriptor instead.
 func (*CreateContainerResponse) Descriptor() ([]byte, []int) {
-	return file_guest_proto_rawDescGZIP(), []int{9}
+	return file_guest_proto_rawDescGZIP(), []int{11}
 }
 
 type StartProcessRequest struct {
@@ -787,7 +975,7 @@ type StartProcessRequest struct {
 
 func (x *StartProcessRequest) Reset() {
 	*x = StartProcessRequest{}
-	mi := &file_guest_proto_msgTypes[10]
+	mi := &file_guest_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -799,7 +987,7 @@ func (x *StartProcessRequest) String() string {
 func (*StartProcessRequest) ProtoMessage() {}
 
 func (x *StartProcessRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_guest_proto_msgTypes[10]
+	mi := &file_guest_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -812,7 +1000,7 @@ func (x *StartProcessRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartProcessRequest.ProtoReflect.Descriptor instead.
 func (*StartProcessRequest) Descriptor() ([]byte, []int) {
-	return file_guest_proto_rawDescGZIP(), []int{10}
+	return file_guest_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *StartProcessRequest) GetContainerId() string {
@@ -873,7 +1061,7 @@ type StartProcessResponse struct {
 
 func (x *StartProcessResponse) Reset() {
 	*x = StartProcessResponse{}
-	mi := &file_guest_proto_msgTypes[11]
+	mi := &file_guest_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -885,7 +1073,7 @@ func (x *StartProcessResponse) String() string {
 func (*StartProcessResponse) ProtoMessage() {}
 
 func (x *StartProcessResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_guest_proto_msgTypes[11]
+	mi := &file_guest_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -898,7 +1086,7 @@ func (x *StartProcessResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartProcessResponse.ProtoReflect.Descriptor instead.
 func (*StartProcessResponse) Descriptor() ([]byte, []int) {
-	return file_guest_proto_rawDescGZIP(), []int{11}
+	return file_guest_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *StartProcessResponse) GetPid() uint32 {
@@ -919,7 +1107,7 @@ type RunRequest struct {
 
 func (x *RunRequest) Reset() {
 	*x = RunRequest{}
-	mi := &file_guest_proto_msgTypes[12]
+	mi := &file_guest_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -931,7 +1119,7 @@ func (x *RunRequest) String() string {
 func (*RunRequest) ProtoMessage() {}
 
 func (x *RunRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_guest_proto_msgTypes[12]
+	mi := &file_guest_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -944,7 +1132,7 @@ func (x *RunRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RunRequest.ProtoReflect.Descriptor instead.
 func (*RunRequest) Descriptor() ([]byte, []int) {
-	return file_guest_proto_rawDescGZIP(), []int{12}
+	return file_guest_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *RunRequest) GetConfigure() *ConfigureRequest {
@@ -983,7 +1171,7 @@ type RunResponse struct {
 
 func (x *RunResponse) Reset() {
 	*x = RunResponse{}
-	mi := &file_guest_proto_msgTypes[13]
+	mi := &file_guest_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -995,7 +1183,7 @@ func (x *RunResponse) String() string {
 func (*RunResponse) ProtoMessage() {}
 
 func (x *RunResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_guest_proto_msgTypes[13]
+	mi := &file_guest_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1008,7 +1196,7 @@ func (x *RunResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RunResponse.ProtoReflect.Descriptor instead.
 func (*RunResponse) Descriptor() ([]byte, []int) {
-	return file_guest_proto_rawDescGZIP(), []int{13}
+	return file_guest_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *RunResponse) GetPid() uint32 {
@@ -1057,7 +1245,7 @@ type SettleRequest struct {
 
 func (x *SettleRequest) Reset() {
 	*x = SettleRequest{}
-	mi := &file_guest_proto_msgTypes[14]
+	mi := &file_guest_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1069,7 +1257,7 @@ func (x *SettleRequest) String() string {
 func (*SettleRequest) ProtoMessage() {}
 
 func (x *SettleRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_guest_proto_msgTypes[14]
+	mi := &file_guest_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1082,7 +1270,7 @@ func (x *SettleRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SettleRequest.ProtoReflect.Descriptor instead.
 func (*SettleRequest) Descriptor() ([]byte, []int) {
-	return file_guest_proto_rawDescGZIP(), []int{14}
+	return file_guest_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *SettleRequest) GetSpec() []byte {
@@ -1100,7 +1288,7 @@ type SettleResponse struct {
 
 func (x *SettleResponse) Reset() {
 	*x = SettleResponse{}
-	mi := &file_guest_proto_msgTypes[15]
+	mi := &file_guest_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1112,7 +1300,7 @@ func (x *SettleResponse) String() string {
 func (*SettleResponse) ProtoMessage() {}
 
 func (x *SettleResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_guest_proto_msgTypes[15]
+	mi := &file_guest_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1125,7 +1313,7 @@ func (x *SettleResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SettleResponse.ProtoReflect.Descriptor instead.
 func (*SettleResponse) Descriptor() ([]byte, []int) {
-	return file_guest_proto_rawDescGZIP(), []int{15}
+	return file_guest_proto_rawDescGZIP(), []int{17}
 }
 
 type SignalRequest struct {
@@ -1140,7 +1328,7 @@ type SignalRequest struct {
 
 func (x *SignalRequest) Reset() {
 	*x = SignalRequest{}
-	mi := &file_guest_proto_msgTypes[16]
+	mi := &file_guest_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1152,7 +1340,7 @@ func (x *SignalRequest) String() string {
 func (*SignalRequest) ProtoMessage() {}
 
 func (x *SignalRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_guest_proto_msgTypes[16]
+	mi := &file_guest_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1165,7 +1353,7 @@ func (x *SignalRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignalRequest.ProtoReflect.Descriptor instead.
 func (*SignalRequest) Descriptor() ([]byte, []int) {
-	return file_guest_proto_rawDescGZIP(), []int{16}
+	return file_guest_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *SignalRequest) GetContainerId() string {
@@ -1204,7 +1392,7 @@ type SignalResponse struct {
 
 func (x *SignalResponse) Reset() {
 	*x = SignalResponse{}
-	mi := &file_guest_proto_msgTypes[17]
+	mi := &file_guest_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1216,7 +1404,7 @@ func (x *SignalResponse) String() string {
 func (*SignalResponse) ProtoMessage() {}
 
 func (x *SignalResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_guest_proto_msgTypes[17]
+	mi := &file_guest_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1229,7 +1417,7 @@ func (x *SignalResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignalResponse.ProtoReflect.Descriptor instead.
 func (*SignalResponse) Descriptor() ([]byte, []int) {
-	return file_guest_proto_rawDescGZIP(), []int{17}
+	return file_guest_proto_rawDescGZIP(), []int{19}
 }
 
 type ResizeRequest struct {
@@ -1244,7 +1432,7 @@ type ResizeRequest struct {
 
 func (x *ResizeRequest) Reset() {
 	*x = ResizeRequest{}
-	mi := &file_guest_proto_msgTypes[18]
+	mi := &file_guest_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1256,7 +1444,7 @@ func (x *ResizeRequest) String() string {
 func (*ResizeRequest) ProtoMessage() {}
 
 func (x *ResizeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_guest_proto_msgTypes[18]
+	mi := &file_guest_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1269,7 +1457,7 @@ func (x *ResizeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResizeRequest.ProtoReflect.Descriptor instead.
 func (*ResizeRequest) Descriptor() ([]byte, []int) {
-	return file_guest_proto_rawDescGZIP(), []int{18}
+	return file_guest_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *ResizeRequest) GetContainerId() string {
@@ -1308,7 +1496,7 @@ type ResizeResponse struct {
 
 func (x *ResizeResponse) Reset() {
 	*x = ResizeResponse{}
-	mi := &file_guest_proto_msgTypes[19]
+	mi := &file_guest_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1320,7 +1508,7 @@ func (x *ResizeResponse) String() string {
 func (*ResizeResponse) ProtoMessage() {}
 
 func (x *ResizeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_guest_proto_msgTypes[19]
+	mi := &file_guest_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1333,7 +1521,7 @@ func (x *ResizeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResizeResponse.ProtoReflect.Descriptor instead.
 func (*ResizeResponse) Descriptor() ([]byte, []int) {
-	return file_guest_proto_rawDescGZIP(), []int{19}
+	return file_guest_proto_rawDescGZIP(), []int{21}
 }
 
 type CloseStdinRequest struct {
@@ -1349,7 +1537,7 @@ type CloseStdinRequest struct {
 
 func (x *CloseStdinRequest) Reset() {
 	*x = CloseStdinRequest{}
-	mi := &file_guest_proto_msgTypes[20]
+	mi := &file_guest_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1361,7 +1549,7 @@ func (x *CloseStdinRequest) String() string {
 func (*CloseStdinRequest) ProtoMessage() {}
 
 func (x *CloseStdinRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_guest_proto_msgTypes[20]
+	mi := &file_guest_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1374,7 +1562,7 @@ func (x *CloseStdinRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CloseStdinRequest.ProtoReflect.Descriptor instead.
 func (*CloseStdinRequest) Descriptor() ([]byte, []int) {
-	return file_guest_proto_rawDescGZIP(), []int{20}
+	return file_guest_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *CloseStdinRequest) GetContainerId() string {
@@ -1406,7 +1594,7 @@ type CloseStdinResponse struct {
 
 func (x *CloseStdinResponse) Reset() {
 	*x = CloseStdinResponse{}
-	mi := &file_guest_proto_msgTypes[21]
+	mi := &file_guest_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1418,7 +1606,7 @@ func (x *CloseStdinResponse) String() string {
 func (*CloseStdinResponse) ProtoMessage() {}
 
 func (x *CloseStdinResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_guest_proto_msgTypes[21]
+	mi := &file_guest_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1431,7 +1619,7 @@ func (x *CloseStdinResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CloseStdinResponse.ProtoReflect.Descriptor instead.
 func (*CloseStdinResponse) Descriptor() ([]byte, []int) {
-	return file_guest_proto_rawDescGZIP(), []int{21}
+	return file_guest_proto_rawDescGZIP(), []int{23}
 }
 
 type WaitRequest struct {
@@ -1444,7 +1632,7 @@ type WaitRequest struct {
 
 func (x *WaitRequest) Reset() {
 	*x = WaitRequest{}
-	mi := &file_guest_proto_msgTypes[22]
+	mi := &file_guest_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1456,7 +1644,7 @@ func (x *WaitRequest) String() string {
 func (*WaitRequest) ProtoMessage() {}
 
 func (x *WaitRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_guest_proto_msgTypes[22]
+	mi := &file_guest_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1469,7 +1657,7 @@ func (x *WaitRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WaitRequest.ProtoReflect.Descriptor instead.
 func (*WaitRequest) Descriptor() ([]byte, []int) {
-	return file_guest_proto_rawDescGZIP(), []int{22}
+	return file_guest_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *WaitRequest) GetContainerId() string {
@@ -1492,13 +1680,16 @@ type WaitResponse struct {
 	Signal        uint32                 `protobuf:"varint,2,opt,name=signal,proto3" json:"signal,omitempty"`                                      // that ended it, 0: none
 	OomKilled     bool                   `protobuf:"varint,3,opt,name=oom_killed,json=oomKilled,proto3" json:"oom_killed,omitempty"`               // the kernel killed it, or a process of its container, for memory
 	ExitedAtNanos int64                  `protobuf:"varint,4,opt,name=exited_at_nanos,json=exitedAtNanos,proto3" json:"exited_at_nanos,omitempty"` // Unix time
+	// When oom_killed: what was killed and what the container's memory was then, a few
+	// lines of text for people, at most 4 KiB. Since protocol 3.
+	OomDetail     string `protobuf:"bytes,5,opt,name=oom_detail,json=oomDetail,proto3" json:"oom_detail,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *WaitResponse) Reset() {
 	*x = WaitResponse{}
-	mi := &file_guest_proto_msgTypes[23]
+	mi := &file_guest_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1510,7 +1701,7 @@ func (x *WaitResponse) String() string {
 func (*WaitResponse) ProtoMessage() {}
 
 func (x *WaitResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_guest_proto_msgTypes[23]
+	mi := &file_guest_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1523,7 +1714,7 @@ func (x *WaitResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WaitResponse.ProtoReflect.Descriptor instead.
 func (*WaitResponse) Descriptor() ([]byte, []int) {
-	return file_guest_proto_rawDescGZIP(), []int{23}
+	return file_guest_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *WaitResponse) GetExitCode() uint32 {
@@ -1554,6 +1745,13 @@ func (x *WaitResponse) GetExitedAtNanos() int64 {
 	return 0
 }
 
+func (x *WaitResponse) GetOomDetail() string {
+	if x != nil {
+		return x.OomDetail
+	}
+	return ""
+}
+
 type DeleteProcessRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	ContainerId   string                 `protobuf:"bytes,1,opt,name=container_id,json=containerId,proto3" json:"container_id,omitempty"`
@@ -1564,7 +1762,7 @@ type DeleteProcessRequest struct {
 
 func (x *DeleteProcessRequest) Reset() {
 	*x = DeleteProcessRequest{}
-	mi := &file_guest_proto_msgTypes[24]
+	mi := &file_guest_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1576,7 +1774,7 @@ func (x *DeleteProcessRequest) String() string {
 func (*DeleteProcessRequest) ProtoMessage() {}
 
 func (x *DeleteProcessRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_guest_proto_msgTypes[24]
+	mi := &file_guest_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1589,7 +1787,7 @@ func (x *DeleteProcessRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteProcessRequest.ProtoReflect.Descriptor instead.
 func (*DeleteProcessRequest) Descriptor() ([]byte, []int) {
-	return file_guest_proto_rawDescGZIP(), []int{24}
+	return file_guest_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *DeleteProcessRequest) GetContainerId() string {
@@ -1614,7 +1812,7 @@ type DeleteProcessResponse struct {
 
 func (x *DeleteProcessResponse) Reset() {
 	*x = DeleteProcessResponse{}
-	mi := &file_guest_proto_msgTypes[25]
+	mi := &file_guest_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1626,7 +1824,7 @@ func (x *DeleteProcessResponse) String() string {
 func (*DeleteProcessResponse) ProtoMessage() {}
 
 func (x *DeleteProcessResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_guest_proto_msgTypes[25]
+	mi := &file_guest_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1639,7 +1837,7 @@ func (x *DeleteProcessResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteProcessResponse.ProtoReflect.Descriptor instead.
 func (*DeleteProcessResponse) Descriptor() ([]byte, []int) {
-	return file_guest_proto_rawDescGZIP(), []int{25}
+	return file_guest_proto_rawDescGZIP(), []int{27}
 }
 
 type DeleteContainerRequest struct {
@@ -1651,7 +1849,7 @@ type DeleteContainerRequest struct {
 
 func (x *DeleteContainerRequest) Reset() {
 	*x = DeleteContainerRequest{}
-	mi := &file_guest_proto_msgTypes[26]
+	mi := &file_guest_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1663,7 +1861,7 @@ func (x *DeleteContainerRequest) String() string {
 func (*DeleteContainerRequest) ProtoMessage() {}
 
 func (x *DeleteContainerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_guest_proto_msgTypes[26]
+	mi := &file_guest_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1676,7 +1874,7 @@ func (x *DeleteContainerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteContainerRequest.ProtoReflect.Descriptor instead.
 func (*DeleteContainerRequest) Descriptor() ([]byte, []int) {
-	return file_guest_proto_rawDescGZIP(), []int{26}
+	return file_guest_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *DeleteContainerRequest) GetId() string {
@@ -1694,7 +1892,7 @@ type DeleteContainerResponse struct {
 
 func (x *DeleteContainerResponse) Reset() {
 	*x = DeleteContainerResponse{}
-	mi := &file_guest_proto_msgTypes[27]
+	mi := &file_guest_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1706,7 +1904,7 @@ func (x *DeleteContainerResponse) String() string {
 func (*DeleteContainerResponse) ProtoMessage() {}
 
 func (x *DeleteContainerResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_guest_proto_msgTypes[27]
+	mi := &file_guest_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1719,7 +1917,7 @@ func (x *DeleteContainerResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteContainerResponse.ProtoReflect.Descriptor instead.
 func (*DeleteContainerResponse) Descriptor() ([]byte, []int) {
-	return file_guest_proto_rawDescGZIP(), []int{27}
+	return file_guest_proto_rawDescGZIP(), []int{29}
 }
 
 type PauseRequest struct {
@@ -1731,7 +1929,7 @@ type PauseRequest struct {
 
 func (x *PauseRequest) Reset() {
 	*x = PauseRequest{}
-	mi := &file_guest_proto_msgTypes[28]
+	mi := &file_guest_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1743,7 +1941,7 @@ func (x *PauseRequest) String() string {
 func (*PauseRequest) ProtoMessage() {}
 
 func (x *PauseRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_guest_proto_msgTypes[28]
+	mi := &file_guest_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1756,7 +1954,7 @@ func (x *PauseRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PauseRequest.ProtoReflect.Descriptor instead.
 func (*PauseRequest) Descriptor() ([]byte, []int) {
-	return file_guest_proto_rawDescGZIP(), []int{28}
+	return file_guest_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *PauseRequest) GetContainerId() string {
@@ -1774,7 +1972,7 @@ type PauseResponse struct {
 
 func (x *PauseResponse) Reset() {
 	*x = PauseResponse{}
-	mi := &file_guest_proto_msgTypes[29]
+	mi := &file_guest_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1786,7 +1984,7 @@ func (x *PauseResponse) String() string {
 func (*PauseResponse) ProtoMessage() {}
 
 func (x *PauseResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_guest_proto_msgTypes[29]
+	mi := &file_guest_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1799,7 +1997,7 @@ func (x *PauseResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PauseResponse.ProtoReflect.Descriptor instead.
 func (*PauseResponse) Descriptor() ([]byte, []int) {
-	return file_guest_proto_rawDescGZIP(), []int{29}
+	return file_guest_proto_rawDescGZIP(), []int{31}
 }
 
 type ResumeRequest struct {
@@ -1811,7 +2009,7 @@ type ResumeRequest struct {
 
 func (x *ResumeRequest) Reset() {
 	*x = ResumeRequest{}
-	mi := &file_guest_proto_msgTypes[30]
+	mi := &file_guest_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1823,7 +2021,7 @@ func (x *ResumeRequest) String() string {
 func (*ResumeRequest) ProtoMessage() {}
 
 func (x *ResumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_guest_proto_msgTypes[30]
+	mi := &file_guest_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1836,7 +2034,7 @@ func (x *ResumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResumeRequest.ProtoReflect.Descriptor instead.
 func (*ResumeRequest) Descriptor() ([]byte, []int) {
-	return file_guest_proto_rawDescGZIP(), []int{30}
+	return file_guest_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *ResumeRequest) GetContainerId() string {
@@ -1854,7 +2052,7 @@ type ResumeResponse struct {
 
 func (x *ResumeResponse) Reset() {
 	*x = ResumeResponse{}
-	mi := &file_guest_proto_msgTypes[31]
+	mi := &file_guest_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1866,7 +2064,7 @@ func (x *ResumeResponse) String() string {
 func (*ResumeResponse) ProtoMessage() {}
 
 func (x *ResumeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_guest_proto_msgTypes[31]
+	mi := &file_guest_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1879,7 +2077,7 @@ func (x *ResumeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResumeResponse.ProtoReflect.Descriptor instead.
 func (*ResumeResponse) Descriptor() ([]byte, []int) {
-	return file_guest_proto_rawDescGZIP(), []int{31}
+	return file_guest_proto_rawDescGZIP(), []int{33}
 }
 
 type ProcessesRequest struct {
@@ -1891,7 +2089,7 @@ type ProcessesRequest struct {
 
 func (x *ProcessesRequest) Reset() {
 	*x = ProcessesRequest{}
-	mi := &file_guest_proto_msgTypes[32]
+	mi := &file_guest_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1903,7 +2101,7 @@ func (x *ProcessesRequest) String() string {
 func (*ProcessesRequest) ProtoMessage() {}
 
 func (x *ProcessesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_guest_proto_msgTypes[32]
+	mi := &file_guest_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1916,7 +2114,7 @@ func (x *ProcessesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProcessesRequest.ProtoReflect.Descriptor instead.
 func (*ProcessesRequest) Descriptor() ([]byte, []int) {
-	return file_guest_proto_rawDescGZIP(), []int{32}
+	return file_guest_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *ProcessesRequest) GetContainerId() string {
@@ -1935,7 +2133,7 @@ type ProcessesResponse struct {
 
 func (x *ProcessesResponse) Reset() {
 	*x = ProcessesResponse{}
-	mi := &file_guest_proto_msgTypes[33]
+	mi := &file_guest_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1947,7 +2145,7 @@ func (x *ProcessesResponse) String() string {
 func (*ProcessesResponse) ProtoMessage() {}
 
 func (x *ProcessesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_guest_proto_msgTypes[33]
+	mi := &file_guest_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1960,7 +2158,7 @@ func (x *ProcessesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProcessesResponse.ProtoReflect.Descriptor instead.
 func (*ProcessesResponse) Descriptor() ([]byte, []int) {
-	return file_guest_proto_rawDescGZIP(), []int{33}
+	return file_guest_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *ProcessesResponse) GetProcesses() []*Process {
@@ -1990,7 +2188,7 @@ type Process struct {
 
 func (x *Process) Reset() {
 	*x = Process{}
-	mi := &file_guest_proto_msgTypes[34]
+	mi := &file_guest_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2002,7 +2200,7 @@ func (x *Process) String() string {
 func (*Process) ProtoMessage() {}
 
 func (x *Process) ProtoReflect() protoreflect.Message {
-	mi := &file_guest_proto_msgTypes[34]
+	mi := &file_guest_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2015,7 +2213,7 @@ func (x *Process) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Process.ProtoReflect.Descriptor instead.
 func (*Process) Descriptor() ([]byte, []int) {
-	return file_guest_proto_rawDescGZIP(), []int{34}
+	return file_guest_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *Process) GetPid() uint32 {
@@ -2104,14 +2302,14 @@ func (x *Process) GetContainerPid() uint32 {
 
 type StatsRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	ContainerId   string                 `protobuf:"bytes,1,opt,name=container_id,json=containerId,proto3" json:"container_id,omitempty"`
+	ContainerId   string                 `protobuf:"bytes,1,opt,name=container_id,json=containerId,proto3" json:"container_id,omitempty"` // "": of the pod: all containers together. Since protocol 3.
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *StatsRequest) Reset() {
 	*x = StatsRequest{}
-	mi := &file_guest_proto_msgTypes[35]
+	mi := &file_guest_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2123,7 +2321,7 @@ func (x *StatsRequest) String() string {
 func (*StatsRequest) ProtoMessage() {}
 
 func (x *StatsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_guest_proto_msgTypes[35]
+	mi := &file_guest_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2136,7 +2334,7 @@ func (x *StatsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatsRequest.ProtoReflect.Descriptor instead.
 func (*StatsRequest) Descriptor() ([]byte, []int) {
-	return file_guest_proto_rawDescGZIP(), []int{35}
+	return file_guest_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *StatsRequest) GetContainerId() string {
@@ -2166,13 +2364,14 @@ type StatsResponse struct {
 	PidsLimit           uint64                 `protobuf:"varint,16,opt,name=pids_limit,json=pidsLimit,proto3" json:"pids_limit,omitempty"` // 0: none
 	BlockIo             []*BlockIO             `protobuf:"bytes,17,rep,name=block_io,json=blockIo,proto3" json:"block_io,omitempty"`
 	Interfaces          []*InterfaceStats      `protobuf:"bytes,18,rep,name=interfaces,proto3" json:"interfaces,omitempty"` // of the pod
+	Pressure            []*Pressure            `protobuf:"bytes,19,rep,name=pressure,proto3" json:"pressure,omitempty"`     // cpu, memory, io. Since protocol 3.
 	unknownFields       protoimpl.UnknownFields
 	sizeCache           protoimpl.SizeCache
 }
 
 func (x *StatsResponse) Reset() {
 	*x = StatsResponse{}
-	mi := &file_guest_proto_msgTypes[36]
+	mi := &file_guest_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2184,7 +2383,7 @@ func (x *StatsResponse) String() string {
 func (*StatsResponse) ProtoMessage() {}
 
 func (x *StatsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_guest_proto_msgTypes[36]
+	mi := &file_guest_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2197,7 +2396,7 @@ func (x *StatsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatsResponse.ProtoReflect.Descriptor instead.
 func (*StatsResponse) Descriptor() ([]byte, []int) {
-	return file_guest_proto_rawDescGZIP(), []int{36}
+	return file_guest_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *StatsResponse) GetReadAtNanos() int64 {
@@ -2326,6 +2525,99 @@ func (x *StatsResponse) GetInterfaces() []*InterfaceStats {
 	return nil
 }
 
+func (x *StatsResponse) GetPressure() []*Pressure {
+	if x != nil {
+		return x.Pressure
+	}
+	return nil
+}
+
+// A Pressure says how much time tasks lost waiting for a resource, as the
+// kernel's pressure stall information (Documentation/accounting/psi.rst).
+type Pressure struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Resource      string                 `protobuf:"bytes,1,opt,name=resource,proto3" json:"resource,omitempty"` // cpu, memory, io
+	Full          bool                   `protobuf:"varint,2,opt,name=full,proto3" json:"full,omitempty"`        // all tasks waited; else some
+	Avg10         uint32                 `protobuf:"varint,3,opt,name=avg10,proto3" json:"avg10,omitempty"`      // in hundredths of a percent, of the last 10, 60 and 300 s
+	Avg60         uint32                 `protobuf:"varint,4,opt,name=avg60,proto3" json:"avg60,omitempty"`
+	Avg300        uint32                 `protobuf:"varint,5,opt,name=avg300,proto3" json:"avg300,omitempty"`
+	TotalMicros   uint64                 `protobuf:"varint,6,opt,name=total_micros,json=totalMicros,proto3" json:"total_micros,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Pressure) Reset() {
+	*x = Pressure{}
+	mi := &file_guest_proto_msgTypes[39]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Pressure) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Pressure) ProtoMessage() {}
+
+func (x *Pressure) ProtoReflect() protoreflect.Message {
+	mi := &file_guest_proto_msgTypes[39]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Pressure.ProtoReflect.Descriptor instead.
+func (*Pressure) Descriptor() ([]byte, []int) {
+	return file_guest_proto_rawDescGZIP(), []int{39}
+}
+
+func (x *Pressure) GetResource() string {
+	if x != nil {
+		return x.Resource
+	}
+	return ""
+}
+
+func (x *Pressure) GetFull() bool {
+	if x != nil {
+		return x.Full
+	}
+	return false
+}
+
+func (x *Pressure) GetAvg10() uint32 {
+	if x != nil {
+		return x.Avg10
+	}
+	return 0
+}
+
+func (x *Pressure) GetAvg60() uint32 {
+	if x != nil {
+		return x.Avg60
+	}
+	return 0
+}
+
+func (x *Pressure) GetAvg300() uint32 {
+	if x != nil {
+		return x.Avg300
+	}
+	return 0
+}
+
+func (x *Pressure) GetTotalMicros() uint64 {
+	if x != nil {
+		return x.TotalMicros
+	}
+	return 0
+}
+
 type BlockIO struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Major         uint32                 `protobuf:"varint,1,opt,name=major,proto3" json:"major,omitempty"`
@@ -2340,7 +2632,7 @@ type BlockIO struct {
 
 func (x *BlockIO) Reset() {
 	*x = BlockIO{}
-	mi := &file_guest_proto_msgTypes[37]
+	mi := &file_guest_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2352,7 +2644,7 @@ func (x *BlockIO) String() string {
 func (*BlockIO) ProtoMessage() {}
 
 func (x *BlockIO) ProtoReflect() protoreflect.Message {
-	mi := &file_guest_proto_msgTypes[37]
+	mi := &file_guest_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2365,7 +2657,7 @@ func (x *BlockIO) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BlockIO.ProtoReflect.Descriptor instead.
 func (*BlockIO) Descriptor() ([]byte, []int) {
-	return file_guest_proto_rawDescGZIP(), []int{37}
+	return file_guest_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *BlockIO) GetMajor() uint32 {
@@ -2427,7 +2719,7 @@ type InterfaceStats struct {
 
 func (x *InterfaceStats) Reset() {
 	*x = InterfaceStats{}
-	mi := &file_guest_proto_msgTypes[38]
+	mi := &file_guest_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2439,7 +2731,7 @@ func (x *InterfaceStats) String() string {
 func (*InterfaceStats) ProtoMessage() {}
 
 func (x *InterfaceStats) ProtoReflect() protoreflect.Message {
-	mi := &file_guest_proto_msgTypes[38]
+	mi := &file_guest_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2452,7 +2744,7 @@ func (x *InterfaceStats) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InterfaceStats.ProtoReflect.Descriptor instead.
 func (*InterfaceStats) Descriptor() ([]byte, []int) {
-	return file_guest_proto_rawDescGZIP(), []int{38}
+	return file_guest_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *InterfaceStats) GetName() string {
@@ -2522,13 +2814,14 @@ type UpdateRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	ContainerId   string                 `protobuf:"bytes,1,opt,name=container_id,json=containerId,proto3" json:"container_id,omitempty"`
 	Resources     []byte                 `protobuf:"bytes,2,opt,name=resources,proto3" json:"resources,omitempty"` // OCI runtime-spec LinuxResources
+	Io            *IOLimit               `protobuf:"bytes,3,opt,name=io,proto3" json:"io,omitempty"`               // absent: as it is. Since protocol 3.
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *UpdateRequest) Reset() {
 	*x = UpdateRequest{}
-	mi := &file_guest_proto_msgTypes[39]
+	mi := &file_guest_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2540,7 +2833,7 @@ func (x *UpdateRequest) String() string {
 func (*UpdateRequest) ProtoMessage() {}
 
 func (x *UpdateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_guest_proto_msgTypes[39]
+	mi := &file_guest_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2553,7 +2846,7 @@ func (x *UpdateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateRequest.ProtoReflect.Descriptor instead.
 func (*UpdateRequest) Descriptor() ([]byte, []int) {
-	return file_guest_proto_rawDescGZIP(), []int{39}
+	return file_guest_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *UpdateRequest) GetContainerId() string {
@@ -2570,6 +2863,13 @@ func (x *UpdateRequest) GetResources() []byte {
 	return nil
 }
 
+func (x *UpdateRequest) GetIo() *IOLimit {
+	if x != nil {
+		return x.Io
+	}
+	return nil
+}
+
 type UpdateResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -2578,7 +2878,7 @@ type UpdateResponse struct {
 
 func (x *UpdateResponse) Reset() {
 	*x = UpdateResponse{}
-	mi := &file_guest_proto_msgTypes[40]
+	mi := &file_guest_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2590,7 +2890,7 @@ func (x *UpdateResponse) String() string {
 func (*UpdateResponse) ProtoMessage() {}
 
 func (x *UpdateResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_guest_proto_msgTypes[40]
+	mi := &file_guest_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2603,7 +2903,7 @@ func (x *UpdateResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateResponse.ProtoReflect.Descriptor instead.
 func (*UpdateResponse) Descriptor() ([]byte, []int) {
-	return file_guest_proto_rawDescGZIP(), []int{40}
+	return file_guest_proto_rawDescGZIP(), []int{43}
 }
 
 type EventsRequest struct {
@@ -2614,7 +2914,7 @@ type EventsRequest struct {
 
 func (x *EventsRequest) Reset() {
 	*x = EventsRequest{}
-	mi := &file_guest_proto_msgTypes[41]
+	mi := &file_guest_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2626,7 +2926,7 @@ func (x *EventsRequest) String() string {
 func (*EventsRequest) ProtoMessage() {}
 
 func (x *EventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_guest_proto_msgTypes[41]
+	mi := &file_guest_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2639,7 +2939,7 @@ func (x *EventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EventsRequest.ProtoReflect.Descriptor instead.
 func (*EventsRequest) Descriptor() ([]byte, []int) {
-	return file_guest_proto_rawDescGZIP(), []int{41}
+	return file_guest_proto_rawDescGZIP(), []int{44}
 }
 
 type Event struct {
@@ -2653,7 +2953,7 @@ type Event struct {
 
 func (x *Event) Reset() {
 	*x = Event{}
-	mi := &file_guest_proto_msgTypes[42]
+	mi := &file_guest_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2665,7 +2965,7 @@ func (x *Event) String() string {
 func (*Event) ProtoMessage() {}
 
 func (x *Event) ProtoReflect() protoreflect.Message {
-	mi := &file_guest_proto_msgTypes[42]
+	mi := &file_guest_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2678,7 +2978,7 @@ func (x *Event) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Event.ProtoReflect.Descriptor instead.
 func (*Event) Descriptor() ([]byte, []int) {
-	return file_guest_proto_rawDescGZIP(), []int{42}
+	return file_guest_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *Event) GetContainerId() string {
@@ -2710,7 +3010,7 @@ type ShutdownRequest struct {
 
 func (x *ShutdownRequest) Reset() {
 	*x = ShutdownRequest{}
-	mi := &file_guest_proto_msgTypes[43]
+	mi := &file_guest_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2722,7 +3022,7 @@ func (x *ShutdownRequest) String() string {
 func (*ShutdownRequest) ProtoMessage() {}
 
 func (x *ShutdownRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_guest_proto_msgTypes[43]
+	mi := &file_guest_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2735,7 +3035,7 @@ func (x *ShutdownRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShutdownRequest.ProtoReflect.Descriptor instead.
 func (*ShutdownRequest) Descriptor() ([]byte, []int) {
-	return file_guest_proto_rawDescGZIP(), []int{43}
+	return file_guest_proto_rawDescGZIP(), []int{46}
 }
 
 type ShutdownResponse struct {
@@ -2746,7 +3046,7 @@ type ShutdownResponse struct {
 
 func (x *ShutdownResponse) Reset() {
 	*x = ShutdownResponse{}
-	mi := &file_guest_proto_msgTypes[44]
+	mi := &file_guest_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2758,7 +3058,7 @@ func (x *ShutdownResponse) String() string {
 func (*ShutdownResponse) ProtoMessage() {}
 
 func (x *ShutdownResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_guest_proto_msgTypes[44]
+	mi := &file_guest_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2771,7 +3071,7 @@ func (x *ShutdownResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShutdownResponse.ProtoReflect.Descriptor instead.
 func (*ShutdownResponse) Descriptor() ([]byte, []int) {
-	return file_guest_proto_rawDescGZIP(), []int{44}
+	return file_guest_proto_rawDescGZIP(), []int{47}
 }
 
 // A StreamHeader opens every stdio stream of the multiplexed connection, sent
@@ -2791,19 +3091,24 @@ func (*ShutdownResponse) Descriptor() ([]byte, []int) {
 // which it needs nothing again. The guest holds at most a window (256 KiB) of
 // unacknowledged bytes per output and stops reading from the process when it
 // is full.
+// DIAL: a connection to a TCP port in the pod, both ways. The guest first answers a
+// chunk header of length 0 when it is connected, or one with the top bit set and a
+// text that says why not. Then come the bytes, unframed. The end of either
+// direction is passed on; when both have ended, so does the stream. Since protocol 3.
 type StreamHeader struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	ContainerId   string                 `protobuf:"bytes,1,opt,name=container_id,json=containerId,proto3" json:"container_id,omitempty"`
+	ContainerId   string                 `protobuf:"bytes,1,opt,name=container_id,json=containerId,proto3" json:"container_id,omitempty"` // DIAL: empty, or a container with a network of its own
 	ExecId        string                 `protobuf:"bytes,2,opt,name=exec_id,json=execId,proto3" json:"exec_id,omitempty"`
 	Kind          StreamHeader_Kind      `protobuf:"varint,3,opt,name=kind,proto3,enum=hyper.guest.v1.StreamHeader_Kind" json:"kind,omitempty"`
 	Offset        uint64                 `protobuf:"varint,4,opt,name=offset,proto3" json:"offset,omitempty"`
+	Address       string                 `protobuf:"bytes,5,opt,name=address,proto3" json:"address,omitempty"` // DIAL: host:port, the host an IP address, within 10 s
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *StreamHeader) Reset() {
 	*x = StreamHeader{}
-	mi := &file_guest_proto_msgTypes[45]
+	mi := &file_guest_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2815,7 +3120,7 @@ func (x *StreamHeader) String() string {
 func (*StreamHeader) ProtoMessage() {}
 
 func (x *StreamHeader) ProtoReflect() protoreflect.Message {
-	mi := &file_guest_proto_msgTypes[45]
+	mi := &file_guest_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2828,7 +3133,7 @@ func (x *StreamHeader) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StreamHeader.ProtoReflect.Descriptor instead.
 func (*StreamHeader) Descriptor() ([]byte, []int) {
-	return file_guest_proto_rawDescGZIP(), []int{45}
+	return file_guest_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *StreamHeader) GetContainerId() string {
@@ -2859,6 +3164,13 @@ func (x *StreamHeader) GetOffset() uint64 {
 	return 0
 }
 
+func (x *StreamHeader) GetAddress() string {
+	if x != nil {
+		return x.Address
+	}
+	return ""
+}
+
 var File_guest_proto protoreflect.FileDescriptor
 
 const file_guest_proto_rawDesc = "" +
@@ -2879,7 +3191,7 @@ const file_guest_proto_rawDesc = "" +
 	"anon_bytes\x18\b \x01(\x04R\tanonBytes\x12 \n" +
 	"\vdescriptors\x18\t \x01(\rR\vdescriptors\x12\x1c\n" +
 	"\tprocesses\x18\n" +
-	" \x01(\rR\tprocesses\"\xdc\x03\n" +
+	" \x01(\rR\tprocesses\"\x8e\x04\n" +
 	"\x10ConfigureRequest\x12\x1a\n" +
 	"\bhostname\x18\x01 \x01(\tR\bhostname\x12\x1e\n" +
 	"\n" +
@@ -2895,10 +3207,18 @@ const file_guest_proto_rawDesc = "" +
 	"\tshm_bytes\x18\b \x01(\x04R\bshmBytes\x12(\n" +
 	"\x10memory_max_bytes\x18\t \x01(\x04R\x0ememoryMaxBytes\x12\x12\n" +
 	"\x04cpus\x18\n" +
-	" \x01(\rR\x04cpus\x1a:\n" +
+	" \x01(\rR\x04cpus\x120\n" +
+	"\avolumes\x18\v \x03(\v2\x16.hyper.guest.v1.VolumeR\avolumes\x1a:\n" +
 	"\fSysctlsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x13\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x98\x01\n" +
+	"\x06Volume\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
+	"\x04disk\x18\x02 \x01(\tR\x04disk\x12\x14\n" +
+	"\x05bytes\x18\x03 \x01(\x04R\x05bytes\x12*\n" +
+	"\x05files\x18\x04 \x03(\v2\x14.hyper.guest.v1.FileR\x05files\x12\x12\n" +
+	"\x04mode\x18\x05 \x01(\rR\x04mode\x12\x10\n" +
+	"\x03gid\x18\x06 \x01(\rR\x03gid\"\x13\n" +
 	"\x11ConfigureResponse\"\x82\x01\n" +
 	"\tInterface\x12\x10\n" +
 	"\x03mac\x18\x01 \x01(\tR\x03mac\x12\x12\n" +
@@ -2918,14 +3238,23 @@ const file_guest_proto_rawDesc = "" +
 	"\x04File\x12\x12\n" +
 	"\x04path\x18\x01 \x01(\tR\x04path\x12\x18\n" +
 	"\acontent\x18\x02 \x01(\fR\acontent\x12\x12\n" +
-	"\x04mode\x18\x03 \x01(\rR\x04mode\"\xe4\x01\n" +
+	"\x04mode\x18\x03 \x01(\rR\x04mode\"\xb2\x02\n" +
 	"\x16CreateContainerRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12.\n" +
 	"\x06rootfs\x18\x02 \x01(\v2\x16.hyper.guest.v1.RootFSR\x06rootfs\x12\x12\n" +
 	"\x04spec\x18\x03 \x01(\fR\x04spec\x12*\n" +
 	"\x05files\x18\x04 \x03(\v2\x14.hyper.guest.v1.FileR\x05files\x12%\n" +
 	"\x0eseccomp_filter\x18\x05 \x01(\fR\rseccompFilter\x12#\n" +
-	"\rseccomp_flags\x18\x06 \x01(\rR\fseccompFlags\"\x19\n" +
+	"\rseccomp_flags\x18\x06 \x01(\rR\fseccompFlags\x12#\n" +
+	"\rpid_namespace\x18\a \x01(\tR\fpidNamespace\x12'\n" +
+	"\x02io\x18\b \x01(\v2\x17.hyper.guest.v1.IOLimitR\x02io\"w\n" +
+	"\aIOLimit\x12\x1d\n" +
+	"\n" +
+	"read_bytes\x18\x01 \x01(\x04R\treadBytes\x12\x1f\n" +
+	"\vwrite_bytes\x18\x02 \x01(\x04R\n" +
+	"writeBytes\x12\x14\n" +
+	"\x05reads\x18\x03 \x01(\x04R\x05reads\x12\x16\n" +
+	"\x06writes\x18\x04 \x01(\x04R\x06writes\"\x19\n" +
 	"\x17CreateContainerResponse\"\xd6\x01\n" +
 	"\x13StartProcessRequest\x12!\n" +
 	"\fcontainer_id\x18\x01 \x01(\tR\vcontainerId\x12\x17\n" +
@@ -2971,13 +3300,15 @@ const file_guest_proto_rawDesc = "" +
 	"\x12CloseStdinResponse\"I\n" +
 	"\vWaitRequest\x12!\n" +
 	"\fcontainer_id\x18\x01 \x01(\tR\vcontainerId\x12\x17\n" +
-	"\aexec_id\x18\x02 \x01(\tR\x06execId\"\x8a\x01\n" +
+	"\aexec_id\x18\x02 \x01(\tR\x06execId\"\xa9\x01\n" +
 	"\fWaitResponse\x12\x1b\n" +
 	"\texit_code\x18\x01 \x01(\rR\bexitCode\x12\x16\n" +
 	"\x06signal\x18\x02 \x01(\rR\x06signal\x12\x1d\n" +
 	"\n" +
 	"oom_killed\x18\x03 \x01(\bR\toomKilled\x12&\n" +
-	"\x0fexited_at_nanos\x18\x04 \x01(\x03R\rexitedAtNanos\"R\n" +
+	"\x0fexited_at_nanos\x18\x04 \x01(\x03R\rexitedAtNanos\x12\x1d\n" +
+	"\n" +
+	"oom_detail\x18\x05 \x01(\tR\toomDetail\"R\n" +
 	"\x14DeleteProcessRequest\x12!\n" +
 	"\fcontainer_id\x18\x01 \x01(\tR\vcontainerId\x12\x17\n" +
 	"\aexec_id\x18\x02 \x01(\tR\x06execId\"\x17\n" +
@@ -3011,7 +3342,7 @@ const file_guest_proto_rawDesc = "" +
 	"\x04args\x18\v \x03(\tR\x04args\x12#\n" +
 	"\rcontainer_pid\x18\f \x01(\rR\fcontainerPid\"1\n" +
 	"\fStatsRequest\x12!\n" +
-	"\fcontainer_id\x18\x01 \x01(\tR\vcontainerId\"\xc9\x06\n" +
+	"\fcontainer_id\x18\x01 \x01(\tR\vcontainerId\"\xff\x06\n" +
 	"\rStatsResponse\x12\"\n" +
 	"\rread_at_nanos\x18\x01 \x01(\x03R\vreadAtNanos\x12&\n" +
 	"\x0fcpu_usage_nanos\x18\x02 \x01(\x04R\rcpuUsageNanos\x12$\n" +
@@ -3037,10 +3368,18 @@ const file_guest_proto_rawDesc = "" +
 	"\bblock_io\x18\x11 \x03(\v2\x17.hyper.guest.v1.BlockIOR\ablockIo\x12>\n" +
 	"\n" +
 	"interfaces\x18\x12 \x03(\v2\x1e.hyper.guest.v1.InterfaceStatsR\n" +
-	"interfaces\x1a=\n" +
+	"interfaces\x124\n" +
+	"\bpressure\x18\x13 \x03(\v2\x18.hyper.guest.v1.PressureR\bpressure\x1a=\n" +
 	"\x0fMemoryStatEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\x04R\x05value:\x028\x01\"\xa3\x01\n" +
+	"\x05value\x18\x02 \x01(\x04R\x05value:\x028\x01\"\xa1\x01\n" +
+	"\bPressure\x12\x1a\n" +
+	"\bresource\x18\x01 \x01(\tR\bresource\x12\x12\n" +
+	"\x04full\x18\x02 \x01(\bR\x04full\x12\x14\n" +
+	"\x05avg10\x18\x03 \x01(\rR\x05avg10\x12\x14\n" +
+	"\x05avg60\x18\x04 \x01(\rR\x05avg60\x12\x16\n" +
+	"\x06avg300\x18\x05 \x01(\rR\x06avg300\x12!\n" +
+	"\ftotal_micros\x18\x06 \x01(\x04R\vtotalMicros\"\xa3\x01\n" +
 	"\aBlockIO\x12\x14\n" +
 	"\x05major\x18\x01 \x01(\rR\x05major\x12\x14\n" +
 	"\x05minor\x18\x02 \x01(\rR\x05minor\x12\x1d\n" +
@@ -3063,10 +3402,11 @@ const file_guest_proto_rawDesc = "" +
 	"tx_packets\x18\a \x01(\x04R\ttxPackets\x12\x1b\n" +
 	"\ttx_errors\x18\b \x01(\x04R\btxErrors\x12\x1d\n" +
 	"\n" +
-	"tx_dropped\x18\t \x01(\x04R\ttxDropped\"P\n" +
+	"tx_dropped\x18\t \x01(\x04R\ttxDropped\"y\n" +
 	"\rUpdateRequest\x12!\n" +
 	"\fcontainer_id\x18\x01 \x01(\tR\vcontainerId\x12\x1c\n" +
-	"\tresources\x18\x02 \x01(\fR\tresources\"\x10\n" +
+	"\tresources\x18\x02 \x01(\fR\tresources\x12'\n" +
+	"\x02io\x18\x03 \x01(\v2\x17.hyper.guest.v1.IOLimitR\x02io\"\x10\n" +
 	"\x0eUpdateResponse\"\x0f\n" +
 	"\rEventsRequest\"Y\n" +
 	"\x05Event\x12!\n" +
@@ -3074,18 +3414,20 @@ const file_guest_proto_rawDesc = "" +
 	"\x04kind\x18\x02 \x01(\tR\x04kind\x12\x19\n" +
 	"\bat_nanos\x18\x03 \x01(\x03R\aatNanos\"\x11\n" +
 	"\x0fShutdownRequest\"\x12\n" +
-	"\x10ShutdownResponse\"\xc4\x01\n" +
+	"\x10ShutdownResponse\"\xe8\x01\n" +
 	"\fStreamHeader\x12!\n" +
 	"\fcontainer_id\x18\x01 \x01(\tR\vcontainerId\x12\x17\n" +
 	"\aexec_id\x18\x02 \x01(\tR\x06execId\x125\n" +
 	"\x04kind\x18\x03 \x01(\x0e2!.hyper.guest.v1.StreamHeader.KindR\x04kind\x12\x16\n" +
-	"\x06offset\x18\x04 \x01(\x04R\x06offset\")\n" +
+	"\x06offset\x18\x04 \x01(\x04R\x06offset\x12\x18\n" +
+	"\aaddress\x18\x05 \x01(\tR\aaddress\"3\n" +
 	"\x04Kind\x12\t\n" +
 	"\x05STDIN\x10\x00\x12\n" +
 	"\n" +
 	"\x06STDOUT\x10\x01\x12\n" +
 	"\n" +
-	"\x06STDERR\x10\x022\xd1\v\n" +
+	"\x06STDERR\x10\x02\x12\b\n" +
+	"\x04DIAL\x10\x032\xd1\v\n" +
 	"\x05Guest\x12A\n" +
 	"\x04Info\x12\x1b.hyper.guest.v1.InfoRequest\x1a\x1c.hyper.guest.v1.InfoResponse\x12P\n" +
 	"\tConfigure\x12 .hyper.guest.v1.ConfigureRequest\x1a!.hyper.guest.v1.ConfigureResponse\x12b\n" +
@@ -3121,115 +3463,123 @@ func file_guest_proto_rawDescGZIP() []byte {
 }
 
 var file_guest_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_guest_proto_msgTypes = make([]protoimpl.MessageInfo, 48)
+var file_guest_proto_msgTypes = make([]protoimpl.MessageInfo, 51)
 var file_guest_proto_goTypes = []any{
 	(StreamHeader_Kind)(0),          // 0: hyper.guest.v1.StreamHeader.Kind
 	(*InfoRequest)(nil),             // 1: hyper.guest.v1.InfoRequest
 	(*InfoResponse)(nil),            // 2: hyper.guest.v1.InfoResponse
 	(*ConfigureRequest)(nil),        // 3: hyper.guest.v1.ConfigureRequest
-	(*ConfigureResponse)(nil),       // 4: hyper.guest.v1.ConfigureResponse
-	(*Interface)(nil),               // 5: hyper.guest.v1.Interface
-	(*Route)(nil),                   // 6: hyper.guest.v1.Route
-	(*RootFS)(nil),                  // 7: hyper.guest.v1.RootFS
-	(*File)(nil),                    // 8: hyper.guest.v1.File
-	(*CreateContainerRequest)(nil),  // 9: hyper.guest.v1.CreateContainerRequest
-	(*CreateContainerResponse)(nil), // 10: hyper.guest.v1.CreateContainerResponse
-	(*StartProcessRequest)(nil),     // 11: hyper.guest.v1.StartProcessRequest
-	(*StartProcessResponse)(nil),    // 12: hyper.guest.v1.StartProcessResponse
-	(*RunRequest)(nil),              // 13: hyper.guest.v1.RunRequest
-	(*RunResponse)(nil),             // 14: hyper.guest.v1.RunResponse
-	(*SettleRequest)(nil),           // 15: hyper.guest.v1.SettleRequest
-	(*SettleResponse)(nil),          // 16: hyper.guest.v1.SettleResponse
-	(*SignalRequest)(nil),           // 17: hyper.guest.v1.SignalRequest
-	(*SignalResponse)(nil),          // 18: hyper.guest.v1.SignalResponse
-	(*ResizeRequest)(nil),           // 19: hyper.guest.v1.ResizeRequest
-	(*ResizeResponse)(nil),          // 20: hyper.guest.v1.ResizeResponse
-	(*CloseStdinRequest)(nil),       // 21: hyper.guest.v1.CloseStdinRequest
-	(*CloseStdinResponse)(nil),      // 22: hyper.guest.v1.CloseStdinResponse
-	(*WaitRequest)(nil),             // 23: hyper.guest.v1.WaitRequest
-	(*WaitResponse)(nil),            // 24: hyper.guest.v1.WaitResponse
-	(*DeleteProcessRequest)(nil),    // 25: hyper.guest.v1.DeleteProcessRequest
-	(*DeleteProcessResponse)(nil),   // 26: hyper.guest.v1.DeleteProcessResponse
-	(*DeleteContainerRequest)(nil),  // 27: hyper.guest.v1.DeleteContainerRequest
-	(*DeleteContainerResponse)(nil), // 28: hyper.guest.v1.DeleteContainerResponse
-	(*PauseRequest)(nil),            // 29: hyper.guest.v1.PauseRequest
-	(*PauseResponse)(nil),           // 30: hyper.guest.v1.PauseResponse
-	(*ResumeRequest)(nil),           // 31: hyper.guest.v1.ResumeRequest
-	(*ResumeResponse)(nil),          // 32: hyper.guest.v1.ResumeResponse
-	(*ProcessesRequest)(nil),        // 33: hyper.guest.v1.ProcessesRequest
-	(*ProcessesResponse)(nil),       // 34: hyper.guest.v1.ProcessesResponse
-	(*Process)(nil),                 // 35: hyper.guest.v1.Process
-	(*StatsRequest)(nil),            // 36: hyper.guest.v1.StatsRequest
-	(*StatsResponse)(nil),           // 37: hyper.guest.v1.StatsResponse
-	(*BlockIO)(nil),                 // 38: hyper.guest.v1.BlockIO
-	(*InterfaceStats)(nil),          // 39: hyper.guest.v1.InterfaceStats
-	(*UpdateRequest)(nil),           // 40: hyper.guest.v1.UpdateRequest
-	(*UpdateResponse)(nil),          // 41: hyper.guest.v1.UpdateResponse
-	(*EventsRequest)(nil),           // 42: hyper.guest.v1.EventsRequest
-	(*Event)(nil),                   // 43: hyper.guest.v1.Event
-	(*ShutdownRequest)(nil),         // 44: hyper.guest.v1.ShutdownRequest
-	(*ShutdownResponse)(nil),        // 45: hyper.guest.v1.ShutdownResponse
-	(*StreamHeader)(nil),            // 46: hyper.guest.v1.StreamHeader
-	nil,                             // 47: hyper.guest.v1.ConfigureRequest.SysctlsEntry
-	nil,                             // 48: hyper.guest.v1.StatsResponse.MemoryStatEntry
+	(*Volume)(nil),                  // 4: hyper.guest.v1.Volume
+	(*ConfigureResponse)(nil),       // 5: hyper.guest.v1.ConfigureResponse
+	(*Interface)(nil),               // 6: hyper.guest.v1.Interface
+	(*Route)(nil),                   // 7: hyper.guest.v1.Route
+	(*RootFS)(nil),                  // 8: hyper.guest.v1.RootFS
+	(*File)(nil),                    // 9: hyper.guest.v1.File
+	(*CreateContainerRequest)(nil),  // 10: hyper.guest.v1.CreateContainerRequest
+	(*IOLimit)(nil),                 // 11: hyper.guest.v1.IOLimit
+	(*CreateContainerResponse)(nil), // 12: hyper.guest.v1.CreateContainerResponse
+	(*StartProcessRequest)(nil),     // 13: hyper.guest.v1.StartProcessRequest
+	(*StartProcessResponse)(nil),    // 14: hyper.guest.v1.StartProcessResponse
+	(*RunRequest)(nil),              // 15: hyper.guest.v1.RunRequest
+	(*RunResponse)(nil),             // 16: hyper.guest.v1.RunResponse
+	(*SettleRequest)(nil),           // 17: hyper.guest.v1.SettleRequest
+	(*SettleResponse)(nil),          // 18: hyper.guest.v1.SettleResponse
+	(*SignalRequest)(nil),           // 19: hyper.guest.v1.SignalRequest
+	(*SignalResponse)(nil),          // 20: hyper.guest.v1.SignalResponse
+	(*ResizeRequest)(nil),           // 21: hyper.guest.v1.ResizeRequest
+	(*ResizeResponse)(nil),          // 22: hyper.guest.v1.ResizeResponse
+	(*CloseStdinRequest)(nil),       // 23: hyper.guest.v1.CloseStdinRequest
+	(*CloseStdinResponse)(nil),      // 24: hyper.guest.v1.CloseStdinResponse
+	(*WaitRequest)(nil),             // 25: hyper.guest.v1.WaitRequest
+	(*WaitResponse)(nil),            // 26: hyper.guest.v1.WaitResponse
+	(*DeleteProcessRequest)(nil),    // 27: hyper.guest.v1.DeleteProcessRequest
+	(*DeleteProcessResponse)(nil),   // 28: hyper.guest.v1.DeleteProcessResponse
+	(*DeleteContainerRequest)(nil),  // 29: hyper.guest.v1.DeleteContainerRequest
+	(*DeleteContainerResponse)(nil), // 30: hyper.guest.v1.DeleteContainerResponse
+	(*PauseRequest)(nil),            // 31: hyper.guest.v1.PauseRequest
+	(*PauseResponse)(nil),           // 32: hyper.guest.v1.PauseResponse
+	(*ResumeRequest)(nil),           // 33: hyper.guest.v1.ResumeRequest
+	(*ResumeResponse)(nil),          // 34: hyper.guest.v1.ResumeResponse
+	(*ProcessesRequest)(nil),        // 35: hyper.guest.v1.ProcessesRequest
+	(*ProcessesResponse)(nil),       // 36: hyper.guest.v1.ProcessesResponse
+	(*Process)(nil),                 // 37: hyper.guest.v1.Process
+	(*StatsRequest)(nil),            // 38: hyper.guest.v1.StatsRequest
+	(*StatsResponse)(nil),           // 39: hyper.guest.v1.StatsResponse
+	(*Pressure)(nil),                // 40: hyper.guest.v1.Pressure
+	(*BlockIO)(nil),                 // 41: hyper.guest.v1.BlockIO
+	(*InterfaceStats)(nil),          // 42: hyper.guest.v1.InterfaceStats
+	(*UpdateRequest)(nil),           // 43: hyper.guest.v1.UpdateRequest
+	(*UpdateResponse)(nil),          // 44: hyper.guest.v1.UpdateResponse
+	(*EventsRequest)(nil),           // 45: hyper.guest.v1.EventsRequest
+	(*Event)(nil),                   // 46: hyper.guest.v1.Event
+	(*ShutdownRequest)(nil),         // 47: hyper.guest.v1.ShutdownRequest
+	(*ShutdownResponse)(nil),        // 48: hyper.guest.v1.ShutdownResponse
+	(*StreamHeader)(nil),            // 49: hyper.guest.v1.StreamHeader
+	nil,                             // 50: hyper.guest.v1.ConfigureRequest.SysctlsEntry
+	nil,                             // 51: hyper.guest.v1.StatsResponse.MemoryStatEntry
 }
 var file_guest_proto_depIdxs = []int32{
-	5,  // 0: hyper.guest.v1.ConfigureRequest.interfaces:type_name -> hyper.guest.v1.Interface
-	6,  // 1: hyper.guest.v1.ConfigureRequest.routes:type_name -> hyper.guest.v1.Route
-	47, // 2: hyper.guest.v1.ConfigureRequest.sysctls:type_name -> hyper.guest.v1.ConfigureRequest.SysctlsEntry
-	7,  // 3: hyper.guest.v1.CreateContainerRequest.rootfs:type_name -> hyper.guest.v1.RootFS
-	8,  // 4: hyper.guest.v1.CreateContainerRequest.files:type_name -> hyper.guest.v1.File
-	3,  // 5: hyper.guest.v1.RunRequest.configure:type_name -> hyper.guest.v1.ConfigureRequest
-	9,  // 6: hyper.guest.v1.RunRequest.create:type_name -> hyper.guest.v1.CreateContainerRequest
-	11, // 7: hyper.guest.v1.RunRequest.start:type_name -> hyper.guest.v1.StartProcessRequest
-	35, // 8: hyper.guest.v1.ProcessesResponse.processes:type_name -> hyper.guest.v1.Process
-	48, // 9: hyper.guest.v1.StatsResponse.memory_stat:type_name -> hyper.guest.v1.StatsResponse.MemoryStatEntry
-	38, // 10: hyper.guest.v1.StatsResponse.block_io:type_name -> hyper.guest.v1.BlockIO
-	39, // 11: hyper.guest.v1.StatsResponse.interfaces:type_name -> hyper.guest.v1.InterfaceStats
-	0,  // 12: hyper.guest.v1.StreamHeader.kind:type_name -> hyper.guest.v1.StreamHeader.Kind
-	1,  // 13: hyper.guest.v1.Guest.Info:input_type -> hyper.guest.v1.InfoRequest
-	3,  // 14: hyper.guest.v1.Guest.Configure:input_type -> hyper.guest.v1.ConfigureRequest
-	9,  // 15: hyper.guest.v1.Guest.CreateContainer:input_type -> hyper.guest.v1.CreateContainerRequest
-	11, // 16: hyper.guest.v1.Guest.StartProcess:input_type -> hyper.guest.v1.StartProcessRequest
-	13, // 17: hyper.guest.v1.Guest.Run:input_type -> hyper.guest.v1.RunRequest
-	15, // 18: hyper.guest.v1.Guest.Settle:input_type -> hyper.guest.v1.SettleRequest
-	17, // 19: hyper.guest.v1.Guest.Signal:input_type -> hyper.guest.v1.SignalRequest
-	19, // 20: hyper.guest.v1.Guest.Resize:input_type -> hyper.guest.v1.ResizeRequest
-	21, // 21: hyper.guest.v1.Guest.CloseStdin:input_type -> hyper.guest.v1.CloseStdinRequest
-	23, // 22: hyper.guest.v1.Guest.Wait:input_type -> hyper.guest.v1.WaitRequest
-	25, // 23: hyper.guest.v1.Guest.DeleteProcess:input_type -> hyper.guest.v1.DeleteProcessRequest
-	27, // 24: hyper.guest.v1.Guest.DeleteContainer:input_type -> hyper.guest.v1.DeleteContainerRequest
-	29, // 25: hyper.guest.v1.Guest.Pause:input_type -> hyper.guest.v1.PauseRequest
-	31, // 26: hyper.guest.v1.Guest.Resume:input_type -> hyper.guest.v1.ResumeRequest
-	33, // 27: hyper.guest.v1.Guest.Processes:input_type -> hyper.guest.v1.ProcessesRequest
-	36, // 28: hyper.guest.v1.Guest.Stats:input_type -> hyper.guest.v1.StatsRequest
-	40, // 29: hyper.guest.v1.Guest.Update:input_type -> hyper.guest.v1.UpdateRequest
-	42, // 30: hyper.guest.v1.Guest.Events:input_type -> hyper.guest.v1.EventsRequest
-	44, // 31: hyper.guest.v1.Guest.Shutdown:input_type -> hyper.guest.v1.ShutdownRequest
-	2,  // 32: hyper.guest.v1.Guest.Info:output_type -> hyper.guest.v1.InfoResponse
-	4,  // 33: hyper.guest.v1.Guest.Configure:output_type -> hyper.guest.v1.ConfigureResponse
-	10, // 34: hyper.guest.v1.Guest.CreateContainer:output_type -> hyper.guest.v1.CreateContainerResponse
-	12, // 35: hyper.guest.v1.Guest.StartProcess:output_type -> hyper.guest.v1.StartProcessResponse
-	14, // 36: hyper.guest.v1.Guest.Run:output_type -> hyper.guest.v1.RunResponse
-	16, // 37: hyper.guest.v1.Guest.Settle:output_type -> hyper.guest.v1.SettleResponse
-	18, // 38: hyper.guest.v1.Guest.Signal:output_type -> hyper.guest.v1.SignalResponse
-	20, // 39: hyper.guest.v1.Guest.Resize:output_type -> hyper.guest.v1.ResizeResponse
-	22, // 40: hyper.guest.v1.Guest.CloseStdin:output_type -> hyper.guest.v1.CloseStdinResponse
-	24, // 41: hyper.guest.v1.Guest.Wait:output_type -> hyper.guest.v1.WaitResponse
-	26, // 42: hyper.guest.v1.Guest.DeleteProcess:output_type -> hyper.guest.v1.DeleteProcessResponse
-	28, // 43: hyper.guest.v1.Guest.DeleteContainer:output_type -> hyper.guest.v1.DeleteContainerResponse
-	30, // 44: hyper.guest.v1.Guest.Pause:output_type -> hyper.guest.v1.PauseResponse
-	32, // 45: hyper.guest.v1.Guest.Resume:output_type -> hyper.guest.v1.ResumeResponse
-	34, // 46: hyper.guest.v1.Guest.Processes:output_type -> hyper.guest.v1.ProcessesResponse
-	37, // 47: hyper.guest.v1.Guest.Stats:output_type -> hyper.guest.v1.StatsResponse
-	41, // 48: hyper.guest.v1.Guest.Update:output_type -> hyper.guest.v1.UpdateResponse
-	43, // 49: hyper.guest.v1.Guest.Events:output_type -> hyper.guest.v1.Event
-	45, // 50: hyper.guest.v1.Guest.Shutdown:output_type -> hyper.guest.v1.ShutdownResponse
-	32, // [32:51] is the sub-list for method output_type
-	13, // [13:32] is the sub-list for method input_type
-	13, // [13:13] is the sub-list for extension type_name
-	13, // [13:13] is the sub-list for extension extendee
-	0,  // [0:13] is the sub-list for field type_name
+	6,  // 0: hyper.guest.v1.ConfigureRequest.interfaces:type_name -> hyper.guest.v1.Interface
+	7,  // 1: hyper.guest.v1.ConfigureRequest.routes:type_name -> hyper.guest.v1.Route
+	50, // 2: hyper.guest.v1.ConfigureRequest.sysctls:type_name -> hyper.guest.v1.ConfigureRequest.SysctlsEntry
+	4,  // 3: hyper.guest.v1.ConfigureRequest.volumes:type_name -> hyper.guest.v1.Volume
+	9,  // 4: hyper.guest.v1.Volume.files:type_name -> hyper.guest.v1.File
+	8,  // 5: hyper.guest.v1.CreateContainerRequest.rootfs:type_name -> hyper.guest.v1.RootFS
+	9,  // 6: hyper.guest.v1.CreateContainerRequest.files:type_name -> hyper.guest.v1.File
+	11, // 7: hyper.guest.v1.CreateContainerRequest.io:type_name -> hyper.guest.v1.IOLimit
+	3,  // 8: hyper.guest.v1.RunRequest.configure:type_name -> hyper.guest.v1.ConfigureRequest
+	10, // 9: hyper.guest.v1.RunRequest.create:type_name -> hyper.guest.v1.CreateContainerRequest
+	13, // 10: hyper.guest.v1.RunRequest.start:type_name -> hyper.guest.v1.StartProcessRequest
+	37, // 11: hyper.guest.v1.ProcessesResponse.processes:type_name -> hyper.guest.v1.Process
+	51, // 12: hyper.guest.v1.StatsResponse.memory_stat:type_name -> hyper.guest.v1.StatsResponse.MemoryStatEntry
+	41, // 13: hyper.guest.v1.StatsResponse.block_io:type_name -> hyper.guest.v1.BlockIO
+	42, // 14: hyper.guest.v1.StatsResponse.interfaces:type_name -> hyper.guest.v1.InterfaceStats
+	40, // 15: hyper.guest.v1.StatsResponse.pressure:type_name -> hyper.guest.v1.Pressure
+	11, // 16: hyper.guest.v1.UpdateRequest.io:type_name -> hyper.guest.v1.IOLimit
+	0,  // 17: hyper.guest.v1.StreamHeader.kind:type_name -> hyper.guest.v1.StreamHeader.Kind
+	1,  // 18: hyper.guest.v1.Guest.Info:input_type -> hyper.guest.v1.InfoRequest
+	3,  // 19: hyper.guest.v1.Guest.Configure:input_type -> hyper.guest.v1.ConfigureRequest
+	10, // 20: hyper.guest.v1.Guest.CreateContainer:input_type -> hyper.guest.v1.CreateContainerRequest
+	13, // 21: hyper.guest.v1.Guest.StartProcess:input_type -> hyper.guest.v1.StartProcessRequest
+	15, // 22: hyper.guest.v1.Guest.Run:input_type -> hyper.guest.v1.RunRequest
+	17, // 23: hyper.guest.v1.Guest.Settle:input_type -> hyper.guest.v1.SettleRequest
+	19, // 24: hyper.guest.v1.Guest.Signal:input_type -> hyper.guest.v1.SignalRequest
+	21, // 25: hyper.guest.v1.Guest.Resize:input_type -> hyper.guest.v1.ResizeRequest
+	23, // 26: hyper.guest.v1.Guest.CloseStdin:input_type -> hyper.guest.v1.CloseStdinRequest
+	25, // 27: hyper.guest.v1.Guest.Wait:input_type -> hyper.guest.v1.WaitRequest
+	27, // 28: hyper.guest.v1.Guest.DeleteProcess:input_type -> hyper.guest.v1.DeleteProcessRequest
+	29, // 29: hyper.guest.v1.Guest.DeleteContainer:input_type -> hyper.guest.v1.DeleteContainerRequest
+	31, // 30: hyper.guest.v1.Guest.Pause:input_type -> hyper.guest.v1.PauseRequest
+	33, // 31: hyper.guest.v1.Guest.Resume:input_type -> hyper.guest.v1.ResumeRequest
+	35, // 32: hyper.guest.v1.Guest.Processes:input_type -> hyper.guest.v1.ProcessesRequest
+	38, // 33: hyper.guest.v1.Guest.Stats:input_type -> hyper.guest.v1.StatsRequest
+	43, // 34: hyper.guest.v1.Guest.Update:input_type -> hyper.guest.v1.UpdateRequest
+	45, // 35: hyper.guest.v1.Guest.Events:input_type -> hyper.guest.v1.EventsRequest
+	47, // 36: hyper.guest.v1.Guest.Shutdown:input_type -> hyper.guest.v1.ShutdownRequest
+	2,  // 37: hyper.guest.v1.Guest.Info:output_type -> hyper.guest.v1.InfoResponse
+	5,  // 38: hyper.guest.v1.Guest.Configure:output_type -> hyper.guest.v1.ConfigureResponse
+	12, // 39: hyper.guest.v1.Guest.CreateContainer:output_type -> hyper.guest.v1.CreateContainerResponse
+	14, // 40: hyper.guest.v1.Guest.StartProcess:output_type -> hyper.guest.v1.StartProcessResponse
+	16, // 41: hyper.guest.v1.Guest.Run:output_type -> hyper.guest.v1.RunResponse
+	18, // 42: hyper.guest.v1.Guest.Settle:output_type -> hyper.guest.v1.SettleResponse
+	20, // 43: hyper.guest.v1.Guest.Signal:output_type -> hyper.guest.v1.SignalResponse
+	22, // 44: hyper.guest.v1.Guest.Resize:output_type -> hyper.guest.v1.ResizeResponse
+	24, // 45: hyper.guest.v1.Guest.CloseStdin:output_type -> hyper.guest.v1.CloseStdinResponse
+	26, // 46: hyper.guest.v1.Guest.Wait:output_type -> hyper.guest.v1.WaitResponse
+	28, // 47: hyper.guest.v1.Guest.DeleteProcess:output_type -> hyper.guest.v1.DeleteProcessResponse
+	30, // 48: hyper.guest.v1.Guest.DeleteContainer:output_type -> hyper.guest.v1.DeleteContainerResponse
+	32, // 49: hyper.guest.v1.Guest.Pause:output_type -> hyper.guest.v1.PauseResponse
+	34, // 50: hyper.guest.v1.Guest.Resume:output_type -> hyper.guest.v1.ResumeResponse
+	36, // 51: hyper.guest.v1.Guest.Processes:output_type -> hyper.guest.v1.ProcessesResponse
+	39, // 52: hyper.guest.v1.Guest.Stats:output_type -> hyper.guest.v1.StatsResponse
+	44, // 53: hyper.guest.v1.Guest.Update:output_type -> hyper.guest.v1.UpdateResponse
+	46, // 54: hyper.guest.v1.Guest.Events:output_type -> hyper.guest.v1.Event
+	48, // 55: hyper.guest.v1.Guest.Shutdown:output_type -> hyper.guest.v1.ShutdownResponse
+	37, // [37:56] is the sub-list for method output_type
+	18, // [18:37] is the sub-list for method input_type
+	18, // [18:18] is the sub-list for extension type_name
+	18, // [18:18] is the sub-list for extension extendee
+	0,  // [0:18] is the sub-list for field type_name
 }
 
 func init() { file_guest_proto_init() }
@@ -3243,7 +3593,7 @@ func file_guest_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_guest_proto_rawDesc), len(file_guest_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   48,
+			NumMessages:   51,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

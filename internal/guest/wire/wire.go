@@ -14,7 +14,7 @@
 package wire
 
 // Protocol is the highest revision of guest.proto that this package speaks.
-const Protocol = 2
+const Protocol = 3
 
 // Bounds that both sides keep.
 const (
