@@ -6,6 +6,8 @@ import (
 	"time"
 
 	"github.com/hyper-run/hyper/internal/guest/wire"
+	"github.com/hyper-run/hyper/internal/keep"
+	"github.com/hyper-run/hyper/internal/probe"
 	"github.com/hyper-run/hyper/internal/vmm"
 )
 
@@ -81,86 +83,31 @@ type EnvField struct {
 	Field string `json:"field"`
 }
 
-// A Role says how a container takes part in its pod's life.
-type Role string
-
-// Roles. A pod's main containers start when its init containers have ended
-// well, one after the other. A sidecar is started in their row, and when it has
-// started the next is; it runs until the main containers have ended.
-const (
-	RoleMain    Role = ""
-	RoleInit    Role = "init"
-	RoleSidecar Role = "sidecar"
-)
-
-// A RestartPolicy says what happens when a container's process ends.
-type RestartPolicy struct {
-	Policy string `json:"policy,omitempty"` // "" and "no", "always", "unless-stopped", "on-failure"
-	Max    int    `json:"max,omitempty"`    // of on-failure: how often in a row; 0: for ever
-	// The wait before a restart, doubled each time, up to MaxDelay; a run of ResetAfter
-	// begins anew. Zero: 100 ms, 1 min, 10 s, as Docker.
-	Delay      time.Duration `json:"delay,omitempty"`
-	MaxDelay   time.Duration `json:"maxDelay,omitempty"`
-	ResetAfter time.Duration `json:"resetAfter,omitempty"`
-}
-
-// A Handler is something done to a running container. One of its fields is set.
-type Handler struct {
-	Exec  []string      `json:"exec,omitempty"` // runs in the container; well is exit code 0
-	HTTP  *HTTPGet      `json:"http,omitempty"` // well is a status of 200 to 399
-	TCP   *TCPSocket    `json:"tcp,omitempty"`  // well is a connection
-	GRPC  *GRPCCheck    `json:"grpc,omitempty"` // grpc.health.v1; well is SERVING
-	Sleep time.Duration `json:"sleep,omitempty"`
-}
-
-// An HTTPGet is a request to a port of the pod.
-type HTTPGet struct {
-	HTTPS   bool        `json:"https,omitempty"` // any certificate will do
-	Host    string      `json:"host,omitempty"`  // "": the pod
-	Port    int         `json:"port"`
-	Path    string      `json:"path"` // with a query, if any
-	Headers [][2]string `json:"headers,omitempty"`
-}
-
-// A TCPSocket is a connection to a port of the pod.
-type TCPSocket struct {
-	Host string `json:"host,omitempty"` // "": the pod
-	Port int    `json:"port"`
-}
-
-// A GRPCCheck is a health check of a gRPC server of the pod.
-type GRPCCheck struct {
-	Port    int    `json:"port"`
-	Service string `json:"service,omitempty"`
-}
-
-// A Probe is a check made of a running container again and again.
-type Probe struct {
-	Handler
-	InitialDelay     time.Duration `json:"initialDelay,omitempty"`
-	Period           time.Duration `json:"period"`           // > 0
-	Timeout          time.Duration `json:"timeout"`          // > 0
-	SuccessThreshold int           `json:"successThreshold"` // >= 1
-	FailureThreshold int           `json:"failureThreshold"` // >= 1
-	Grace            *int          `json:"grace,omitempty"`  // seconds to stop in when it failed; nil: the container's
-}
-
-// Probes and hooks of a container; nil: none.
+// What containers are kept as, and what is done to look whether they are well.
 type (
-	// Probes: a container that failed startup or liveness is killed, and restarted as
-	// its policy says; readiness only says whether it is ready.
-	Probes struct {
-		Startup   *Probe `json:"startup,omitempty"`
-		Liveness  *Probe `json:"liveness,omitempty"`
-		Readiness *Probe `json:"readiness,omitempty"`
-	}
-	// Hooks: a container whose PostStart fails is killed; PreStop runs before the stop
-	// signal, within the time for stopping.
-	Hooks struct {
-		PostStart *Handler `json:"postStart,omitempty"`
-		PreStop   *Handler `json:"preStop,omitempty"`
-	}
+	Role          = keep.Role
+	RestartPolicy = keep.Policy
+	Handler       = probe.Handler
+	HTTPGet       = probe.HTTPGet
+	TCPSocket     = probe.TCPSocket
+	GRPCCheck     = probe.GRPCCheck
+	Probe         = probe.Probe
+	Probes        = probe.Probes
 )
+
+// Roles, see [keep.Role].
+const (
+	RoleMain    = keep.RoleMain
+	RoleInit    = keep.RoleInit
+	RoleSidecar = keep.RoleSidecar
+)
+
+// Hooks of a container; nil: none. A container whose PostStart fails is killed;
+// PreStop runs before the stop signal, within the time for stopping.
+type Hooks struct {
+	PostStart *Handler `json:"postStart,omitempty"`
+	PreStop   *Handler `json:"preStop,omitempty"`
+}
 
 // IOLimit bounds what a container reads and writes of its own disk, per second; 0: no limit.
 type IOLimit struct {

@@ -1,0 +1,2 @@
+// Package probe looks whether what runs in a container is well.
+package probe
