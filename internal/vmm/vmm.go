@@ -106,8 +106,10 @@ type (
 		// guest must not use these slots before it returns. All are filled or none.
 		Fill(ctx context.Context, disks []Disk) error
 		// Empty takes the files from behind the slots with these IDs and closes
-		// them. The guest must not use these slots any more. Idempotent: a slot
-		// that is empty already stays so.
+		// them; they can be filled again. A clone's slots also had files from the
+		// start; a disk that a VM booted with keeps the size that it had. The guest must
+		// not use these slots any more. All are emptied or none. Idempotent: a slot
+		// that is empty already stays so. InvalidArgument: there is no such slot.
 		Empty(ctx context.Context, ids []string) error
 	}
 
@@ -202,7 +204,7 @@ const (
 	MaxDisks  = 20 // the largest machine has slots for them beside one NIC
 	// MaxPlugged is how many disks can be plugged into a VM at one time.
 	MaxPlugged = 200
-	MaxNICs   = 4
+	MaxNICs    = 4
 )
 
 // A Disk is a raw file or block device given to the guest as a disk.

@@ -269,23 +269,25 @@ func (s spec) virtio(kind, options string) string {
 func (s spec) disk(i int, d diskSpec) []string {
 	device := s.virtio("virtio-blk", fmt.Sprintf("drive=%s,serial=%s,num-queues=1,queue-size=%d,werror=report,rerror=report",
 		diskNode(d.ID), d.ID, diskQueue))
-	if d.FD == 0 {
-		// The device's own node is a filter that gets a file's node in the
-		// place of the empty one: see Fill.
-		return []string{
-			"-blockdev", fmt.Sprintf("driver=null-co,node-name=%s,size=%d,read-zeroes=on,read-only=%s",
-				emptyNode(d.ID), int64(vmm.SlotBytes), onOff(d.ReadOnly)),
-			"-blockdev", fmt.Sprintf("driver=raw,node-name=%s,file=%s,read-only=%s,discard=unmap",
-				diskNode(d.ID), emptyNode(d.ID), onOff(d.ReadOnly)),
-			"-device", device,
+	// The device's own node is a filter, below which another node can take the
+	// place of the first: see Fill.
+	args := []string{
+		"-blockdev", fmt.Sprintf("driver=null-co,node-name=%s,size=%d,read-zeroes=on,read-only=%s",
+			emptyNode(d.ID), int64(vmm.SlotBytes), onOff(d.ReadOnly)),
+	}
+	below := emptyNode(d.ID)
+	if d.FD != 0 {
+		below = fileNode(d.ID)
+		args = []string{
+			"-add-fd", fmt.Sprintf("fd=%d,set=%d", d.FD, diskSet(i)),
+			"-blockdev", fmt.Sprintf("driver=%s,node-name=%s,filename=%s,read-only=%s,discard=unmap,aio=threads",
+				fileDriver(d.Device), below, fdset(diskSet(i)), onOff(d.ReadOnly)),
 		}
 	}
-	return []string{
-		"-add-fd", fmt.Sprintf("fd=%d,set=%d", d.FD, i+1),
-		"-blockdev", fmt.Sprintf("driver=%s,node-name=%s,filename=%s,read-only=%s,discard=unmap,aio=threads",
-			fileDriver(d.Device), diskNode(d.ID), fdset(i+1), onOff(d.ReadOnly)),
+	return append(args,
+		"-blockdev", fmt.Sprintf("driver=raw,node-name=%s,file=%s,read-only=%s,discard=unmap", diskNode(d.ID), below, onOff(d.ReadOnly)),
 		"-device", device,
-	}
+	)
 }
 
 // diskQueue is how many requests a disk has room for.
@@ -293,8 +295,11 @@ const diskQueue = 64
 
 // Names of block nodes; their common length counts (see qmp.Client.Send).
 func diskNode(id string) string  { return "d-" + id } // the guest's disk
-func emptyNode(id string) string { return "e-" + id } // below that of an empty slot
-func fileNode(id string) string  { return "f-" + id } // below that of one that was filled
+func emptyNode(id string) string { return "e-" + id } // below that, of a slot that is empty
+func fileNode(id string) string  { return "f-" + id } // below that, of the file
+
+// diskSet is the number of the set of descriptors of the i-th disk, from 1 on.
+func diskSet(i int) int { return i + 1 }
 
 // fdset is the name of a set of descriptors.
 func fdset(n int) string { return "/dev/fdset/" + strconv.Itoa(n) }

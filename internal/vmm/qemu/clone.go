@@ -99,13 +99,15 @@ func (v *vm) save(ctx context.Context, state *os.File) error {
 	}
 }
 
-// slotsOf are the empty ones among disks.
-func slotsOf(disks []vmm.Disk) map[string]bool {
-	slots := make(map[string]bool)
-	for _, d := range disks {
-		if d.Path == "" {
-			slots[d.ID] = d.ReadOnly
+// slotsOf are disks as argv has them.
+func slotsOf(disks []vmm.Disk) map[string]slot {
+	slots := make(map[string]slot)
+	for i, d := range disks {
+		s := slot{readOnly: d.ReadOnly}
+		if d.Path != "" {
+			s.set = diskSet(i)
 		}
+		slots[d.ID] = s
 	}
 	return slots
 }

@@ -3,9 +3,9 @@ package qemu
 import (
 	"context"
 	"fmt"
-	"maps"
 	"os"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/containerd/errdefs"
@@ -35,21 +35,19 @@ func (v *vm) Fill(ctx context.Context, disks []vmm.Disk) error {
 }
 
 func (v *vm) fill(ctx context.Context, disks []vmm.Disk) error {
-	if v.slots == nil {
-		if err := v.findSlots(ctx); err != nil {
-			return err
-		}
+	if err := v.knowSlots(ctx); err != nil {
+		return err
 	}
-	left := maps.Clone(v.slots)
+	seen := make(map[string]bool)
 	for _, d := range disks {
-		readOnly, empty := left[d.ID]
+		s, ok := v.slots[d.ID]
 		switch {
-		case !empty:
+		case !ok || s.set != 0 || seen[d.ID]:
 			return fmt.Errorf("disk %q is no empty slot: %w", d.ID, errdefs.ErrInvalidArgument)
-		case readOnly != d.ReadOnly:
-			return fmt.Errorf("slot %s has read-only %s, unlike the disk: %w", d.ID, onOff(readOnly), errdefs.ErrInvalidArgument)
+		case s.readOnly != d.ReadOnly:
+			return fmt.Errorf("slot %s has read-only %s, unlike the disk: %w", d.ID, onOff(s.readOnly), errdefs.ErrInvalidArgument)
 		}
-		delete(left, d.ID)
+		seen[d.ID] = true
 	}
 	var files []*os.File
 	defer func() {
@@ -57,69 +55,172 @@ func (v *vm) fill(ctx context.Context, disks []vmm.Disk) error {
 			f.Close()
 		}
 	}()
-	var nodes []qmp.Node
+	var changes []change
+	var added []*qmp.Call
 	for _, d := range disks {
 		f, device, err := openDisk(d)
 		if err != nil {
 			return err
 		}
 		files = append(files, f)
-		nodes = append(nodes, qmp.Node{Driver: fileDriver(device), Name: fileNode(d.ID), ReadOnly: d.ReadOnly, Discard: "unmap"})
+		below := qmp.Node{
+			Driver: fileDriver(device), Name: fileNode(d.ID), Filename: fdset(v.nextSet + len(changes)),
+			ReadOnly: d.ReadOnly, Discard: "unmap",
+		}
+		changes = append(changes, change{d.ID, below, emptyNode(d.ID)})
 	}
-	if err := v.replace(ctx, disks, nodes, files); err != nil {
+	for i := range changes {
+		added = append(added, v.qmp.AddFD(ctx, files[i], v.nextSet+i))
+	}
+	if err := v.replace(ctx, changes, added); err != nil {
 		return err
 	}
-	v.slots = left
+	for i, d := range disks {
+		v.slots[d.ID] = slot{d.ReadOnly, v.nextSet + i}
+	}
+	v.nextSet += len(disks)
 	return nil
 }
 
-// replace puts nodes of files under the nodes of disks.
-func (v *vm) replace(ctx context.Context, disks []vmm.Disk, nodes []qmp.Node, files []*os.File) error {
-	var calls []*qmp.Call
-	var tops []qmp.Node
-	for i, n := range nodes {
-		// A set stays as long as its node: QEMU drops it when that goes.
-		n.Filename = fdset(v.nextSet)
-		calls = append(calls, v.qmp.AddFD(ctx, files[i], v.nextSet), v.qmp.BlockdevAdd(ctx, n))
-		v.nextSet++
-		tops = append(tops, qmp.Node{Driver: "raw", Name: diskNode(disks[i].ID), File: n.Name, ReadOnly: n.ReadOnly, Discard: "unmap"})
-	}
-	calls = append(calls, v.qmp.BlockdevReopen(ctx, tops))
-	err := qmp.WaitAll(ctx, calls...)
-	// What is no longer below a disk's node goes: the empty nodes, or, when
-	// that failed, those of the files. Others QEMU refuses to delete.
-	calls = nil
-	for i, d := range disks {
-		unused := emptyNode(d.ID)
-		if err != nil {
-			unused = nodes[i].Name
-		}
-		calls = append(calls, v.qmp.BlockdevDel(ctx, unused))
-	}
-	if err != nil {
-		_ = qmp.WaitAll(ctx, calls...)
+// Empty implements vmm.Filler: what Fill does, the other way.
+func (v *vm) Empty(ctx context.Context, ids []string) error {
+	v.filling.Lock()
+	defer v.filling.Unlock()
+	return v.command("empty slots of", func() error { return v.empty(ctx, ids) })
+}
+
+func (v *vm) empty(ctx context.Context, ids []string) error {
+	if err := v.knowSlots(ctx); err != nil {
 		return err
+	}
+	emptied := make(map[string]slot)
+	var changes []change
+	for _, id := range ids {
+		s, ok := v.slots[id]
+		if !ok {
+			return fmt.Errorf("disk %q is no slot: %w", id, errdefs.ErrInvalidArgument)
+		}
+		if _, twice := emptied[id]; s.set == 0 || twice {
+			continue
+		}
+		emptied[id] = s
+		below := qmp.Node{
+			Driver: "null-co", Name: emptyNode(id), Size: vmm.SlotBytes, ReadZeroes: true,
+			ReadOnly: s.readOnly, Discard: "unmap",
+		}
+		changes = append(changes, change{id, below, fileNode(id)})
+	}
+	if len(changes) == 0 {
+		return nil
+	}
+	if err := v.replace(ctx, changes, nil); err != nil {
+		return err
+	}
+	var calls []*qmp.Call
+	for id, s := range emptied {
+		calls = append(calls, v.qmp.RemoveFD(ctx, s.set))
+		v.slots[id] = slot{readOnly: s.readOnly}
 	}
 	return qmp.WaitAll(ctx, calls...)
 }
 
-// findSlots asks QEMU which slots are empty, after another hyperd may have
-// filled some.
-func (v *vm) findSlots(ctx context.Context) error {
+// A slot is what there is below the node of a disk.
+type slot struct {
+	readOnly bool
+	set      int // of the descriptor of its file; 0: none
+}
+
+// A change puts another node below that of a disk.
+type change struct {
+	id   string
+	node qmp.Node
+	old  string // what is there, and goes
+}
+
+// replace makes changes, all or none, after what calls do.
+func (v *vm) replace(ctx context.Context, changes []change, calls []*qmp.Call) error {
+	var tops []qmp.Node
+	for _, c := range changes {
+		calls = append(calls, v.qmp.BlockdevAdd(ctx, c.node))
+		tops = append(tops, qmp.Node{Driver: "raw", Name: diskNode(c.id), File: c.node.Name, ReadOnly: c.node.ReadOnly, Discard: "unmap"})
+	}
+	err := qmp.WaitAll(ctx, append(calls, v.qmp.BlockdevReopen(ctx, tops))...)
+	calls = nil
+	for _, c := range changes {
+		unused := c.old
+		if err != nil {
+			unused = c.node.Name
+		}
+		calls = append(calls, v.qmp.BlockdevDel(ctx, unused))
+	}
+	if derr := qmp.WaitAll(ctx, calls...); err == nil {
+		err = derr
+	}
+	if err != nil {
+		v.slots = nil // look again: an error may be that of the waiting only
+	}
+	return err
+}
+
+// knowSlots asks QEMU what is in the slots, unless that is known: another
+// hyperd may have changed it. What one that was killed had begun is undone.
+func (v *vm) knowSlots(ctx context.Context) error {
+	if v.slots != nil {
+		return nil
+	}
+	nodes, err := v.qmp.BlockNodes(ctx)
+	if err != nil {
+		return err
+	}
+	// Of two nodes for one disk QEMU refuses to delete the one it uses.
+	seen := make(map[string]bool)
+	var unused []*qmp.Call
+	for _, n := range nodes {
+		if id, ok := slotOf(n.Name); ok && seen[id] {
+			unused = append(unused, v.qmp.BlockdevDel(ctx, emptyNode(id)), v.qmp.BlockdevDel(ctx, fileNode(id)))
+		} else if ok {
+			seen[id] = true
+		}
+	}
+	if len(unused) > 0 {
+		_ = qmp.WaitAll(ctx, unused...)
+		if nodes, err = v.qmp.BlockNodes(ctx); err != nil {
+			return err
+		}
+	}
 	sets, err := v.qmp.FDSets(ctx)
 	if err != nil {
 		return err
 	}
 	v.nextSet = max(firstFillSet, slices.Max(append(sets, 0))+1)
-	nodes, err := v.qmp.BlockNodes(ctx)
-	if err != nil {
+	slots := make(map[string]slot)
+	for _, n := range nodes {
+		if id, ok := slotOf(n.Name); ok {
+			slots[id] = slot{n.ReadOnly, setOf(n.File)}
+		}
+		sets = slices.DeleteFunc(sets, func(set int) bool { return set == setOf(n.File) })
+	}
+	var calls []*qmp.Call
+	for _, set := range sets {
+		calls = append(calls, v.qmp.RemoveFD(ctx, set))
+	}
+	if err := qmp.WaitAll(ctx, calls...); err != nil {
 		return err
 	}
-	v.slots = make(map[string]bool)
-	for _, n := range nodes {
-		if id, ok := strings.CutPrefix(n.Name, emptyNode("")); ok {
-			v.slots[id] = n.ReadOnly
-		}
-	}
+	v.slots = slots
 	return nil
+}
+
+// slotOf returns the ID of the disk that a node is below.
+func slotOf(node string) (id string, ok bool) {
+	if id, ok = strings.CutPrefix(node, emptyNode("")); !ok {
+		id, ok = strings.CutPrefix(node, fileNode(""))
+	}
+	return id, ok
+}
+
+// setOf is the other way of fdset; 0: file is not in one.
+func setOf(file string) int {
+	n, _ := strconv.Atoi(strings.TrimPrefix(file, fdset(0)[:len(fdset(0))-1]))
+	return n
 }

@@ -49,7 +49,7 @@ type vm struct {
 	migrated    chan string // how saving ended; room for one
 
 	filling sync.Mutex
-	slots   map[string]bool // of each empty slot: is it read-only; nil: not known
+	slots   map[string]slot // by ID; nil: not known
 	nextSet int             // of descriptors, for a file that fills one
 
 	mu     sync.Mutex

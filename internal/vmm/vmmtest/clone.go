@@ -12,6 +12,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/containerd/errdefs"
+
 	"github.com/hyper-run/hyper/internal/vmm"
 )
 
@@ -352,6 +354,59 @@ func (s *suite) fillVM(t *testing.T, d *vmm.Driver, cfg vmm.Config) vmm.VM {
 	s.expect(t, c, "read own", "changed by filled")
 	s.expect(t, c, "read fixed", "fixed of filled")
 	return vm
+}
+
+// refill: slots are emptied and filled again, those that a clone had files in
+// from its start too, and by another hyperd.
+func (s *suite) refill(t *testing.T) {
+	d := s.newDriver(t)
+	s.needClones(t, d)
+	t.Cleanup(func() { d.Close() })
+	m := s.template(t, d)
+	fixed, own := ownDisks(t, "start")
+	vm := s.start(t, d, s.cloneConfig(t, m, fixed, own))
+	if _, ok := vm.(vmm.Filler); !ok {
+		t.Skipf("%T is no Filler", vm)
+	}
+	c := s.dial(t, vm)
+	s.files(t, c, fixed, own, "start")
+	for round := range 3 {
+		filler := vm.(vmm.Filler)
+		if err := filler.Empty(s.ctx(t), []string{"own", "unknown"}); !errdefs.IsInvalidArgument(err) {
+			t.Errorf("emptied an unknown slot: %v", err)
+		}
+		text := fmt.Sprint("round ", round)
+		s.expect(t, c, "write own "+text, "ok")
+		start := time.Now()
+		for range 2 { // it is idempotent
+			if err := filler.Empty(s.ctx(t), []string{"own", "fixed", "spare", "own"}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		t.Logf("emptied in %v", time.Since(start)/2)
+		s.empty(t, c, slots()...)
+		s.expect(t, c, "write own lost", "ok")
+		if b, err := os.ReadFile(own.Path); err != nil || !strings.HasPrefix(string(b), text+"\n") {
+			t.Errorf("file on the host: %.20q, %v, want %q", b, err, text)
+		}
+		fixed, own = ownDisks(t, text)
+		if err := filler.Fill(s.ctx(t), []vmm.Disk{own, fixed}); err != nil {
+			t.Fatal(err)
+		}
+		s.files(t, c, fixed, own, text)
+		d.Close()
+		d = s.newDriver(t)
+		var err error
+		if vm, err = d.Adopt(s.ctx(t), vm.Handle()); err != nil {
+			t.Fatal(err)
+		}
+		c = s.dial(t, vm)
+	}
+	s.kill(t, vm)
+	if err := vm.(vmm.Filler).Empty(s.ctx(t), []string{"own"}); !errors.Is(err, vmm.ErrGone) {
+		t.Errorf("empty: got %v, want ErrGone", err)
+	}
+	m.unchanged(t)
 }
 
 // fillFails: when one disk cannot be, none is filled. good can.

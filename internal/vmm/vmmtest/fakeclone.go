@@ -137,6 +137,25 @@ func (v fakeView) Fill(ctx context.Context, disks []vmm.Disk) error {
 	return nil
 }
 
+// Empty implements vmm.Filler.
+func (v fakeView) Empty(ctx context.Context, ids []string) error {
+	if err := v.alive(ctx); err != nil {
+		return err
+	}
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	emptied := slices.Clone(v.disks)
+	for _, id := range ids {
+		i := slices.IndexFunc(emptied, func(slot vmm.Disk) bool { return slot.ID == id })
+		if i < 0 {
+			return fmt.Errorf("empty slot %q of virtual machine %s: there is none: %w", id, v.cfg.ID, errdefs.ErrInvalidArgument)
+		}
+		emptied[i].Path = ""
+	}
+	v.disks = emptied
+	return nil
+}
+
 // checkFile wants a regular file.
 func checkFile(path string) error {
 	info, err := os.Stat(path)

@@ -56,6 +56,7 @@ func Run(t *testing.T, newDriver func(t *testing.T) vmm.Driver, o Options) {
 		{"Clone", (*suite).clone},
 		{"CloneErrors", (*suite).cloneErrors},
 		{"Fill", (*suite).fill},
+		{"Refill", (*suite).refill},
 	} {
 		t.Run(c.name, func(t *testing.T) { c.run(s, t) })
 	}

@@ -82,6 +82,12 @@ func (c *Client) AddFD(ctx context.Context, f *os.File, set int) *Call {
 	return c.Send(ctx, "add-fd", addFDArgs{set}, f)
 }
 
+// RemoveFD closes the descriptors of a set, while the VM runs; the set goes with the last node
+// that was opened by its name.
+func (c *Client) RemoveFD(ctx context.Context, set int) *Call {
+	return c.Send(ctx, "remove-fd", addFDArgs{set}, nil)
+}
+
 // FDSets returns the numbers of all sets of descriptors.
 func (c *Client) FDSets(ctx context.Context) ([]int, error) {
 	var sets []struct {
@@ -146,6 +152,9 @@ type Node struct {
 	File     string `json:"file,omitempty"`     // the node below
 	ReadOnly bool   `json:"read-only"`
 	Discard  string `json:"discard"`
+	Size     int64  `json:"size,omitempty"` // driver null-co
+	// ReadZeroes has null-co read as zeros, not as what was in memory.
+	ReadZeroes bool `json:"read-zeroes,omitempty"`
 }
 
 // BlockdevAdd makes a block node.
@@ -168,6 +177,7 @@ type NodeInfo struct {
 	Name     string `json:"node-name"`
 	Driver   string `json:"drv"`
 	ReadOnly bool   `json:"ro"`
+	File     string `json:"file"`
 }
 
 // BlockNodes returns all block nodes with names.

@@ -73,6 +73,7 @@ func TestCommandsAreInQEMUsSchema(t *testing.T) {
 		"query-fdsets":             nil,
 		"ringbuf-read":             ringbufReadArgs{},
 		"add-fd":                   addFDArgs{},
+		"remove-fd":                addFDArgs{},
 		"getfd":                    getFDArgs{},
 		"migrate-set-capabilities": migrateSetCapabilitiesArgs{},
 		"migrate":                  migrateArgs{},
