@@ -8,6 +8,27 @@
 //	DELETE /templates/{id}        nothing
 //	GET    /containers/{id}/trace Trace
 //	GET    /warm                  Warm
+//
+//	GET    /pods                  []Pod, newest first, also those of one container (Name "")
+//	POST   /pods                  PodCreate → Pod
+//	GET    /pods/{id}             Pod
+//	DELETE /pods/{id}             nothing; force=true also when it runs
+//	POST   /pods/{id}/start       nothing; wait=true once all containers are ready
+//	POST   /pods/{id}/stop        nothing; t=SECONDS until it is killed
+//	POST   /pods/{id}/restart     nothing; t=SECONDS
+//	POST   /pods/{id}/kill        nothing; signal=SIGNAL to the process of every container
+//	POST   /pods/{id}/pause       nothing
+//	POST   /pods/{id}/unpause     nothing
+//	POST   /pods/{id}/update      PodUpdate → nothing
+//	GET    /pods/{id}/stats       PodStats
+//	GET    /pods/{id}/console     the last lines of the guest kernel's console, as text
+//	GET    /pods/{id}/generate    the pod as a Kubernetes v1/Pod, YAML
+//	POST   /pods/play             pod files (YAML) → []Pod; start=false only creates, replace=true
+//	                              removes pods of the same names first, wait=true as above
+//	GET    /why/{ref}             Why, of a container or a pod
+//
+// A pod's {id} is its ID, a unique prefix of it, its name, or the name or ID
+// of a container that has a pod of its own.
 package api
 
 import "time"

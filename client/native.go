@@ -45,17 +45,11 @@ func (c *Client) Warm(ctx context.Context) (w api.Warm, err error) {
 	return w, c.native(ctx, http.MethodGet, "/warm", nil, &w)
 }
 
-// native makes one request of Hyper's own API. Errors have errdefs kinds.
+// native makes one request of Hyper's own API. A body that is bytes is sent as
+// YAML, anything else as JSON; an answer may be *[]byte, to have it as it is.
+// Errors have errdefs kinds.
 func (c *Client) native(ctx context.Context, method, path string, body, answer any) error {
-	var b io.Reader = http.NoBody
-	if body != nil {
-		data, err := json.Marshal(body)
-		if err != nil {
-			return err
-		}
-		b = bytes.NewReader(data)
-	}
-	req, err := http.NewRequestWithContext(ctx, method, "http://"+moby.DummyHost+api.Prefix+path, b)
+	req, err := nativeRequest(ctx, method, path, body)
 	if err != nil {
 		return err
 	}
@@ -76,8 +70,33 @@ func (c *Client) native(ctx context.Context, method, path string, body, answer a
 	if resp.StatusCode >= http.StatusBadRequest {
 		return responseError(resp)
 	}
-	if answer == nil {
+	switch a := answer.(type) {
+	case nil:
 		return nil
+	case *[]byte:
+		*a, err = io.ReadAll(resp.Body)
+		return err
 	}
 	return json.NewDecoder(resp.Body).Decode(answer)
+}
+
+func nativeRequest(ctx context.Context, method, path string, body any) (*http.Request, error) {
+	contentType := ""
+	var b io.Reader = http.NoBody
+	switch v := body.(type) {
+	case nil:
+	case []byte:
+		b, contentType = bytes.NewReader(v), "application/yaml"
+	default:
+		data, err := json.Marshal(body)
+		if err != nil {
+			return nil, err
+		}
+		b, contentType = bytes.NewReader(data), "application/json"
+	}
+	req, err := http.NewRequestWithContext(ctx, method, "http://"+moby.DummyHost+api.Prefix+path, b)
+	if err == nil && contentType != "" {
+		req.Header.Set("Content-Type", contentType)
+	}
+	return req, err
 }

@@ -9,6 +9,7 @@ import (
 	"io"
 	"log/slog"
 	"net/http"
+	"strings"
 
 	"github.com/containerd/errdefs"
 	"github.com/containerd/errdefs/pkg/errhttp"
@@ -18,14 +19,21 @@ import (
 	"github.com/hyper-run/hyper/internal/template"
 )
 
-// maxBody bounds a request.
-const maxBody = 64 << 10
+// These bound a request: any, and a pod file, which may hold what ConfigMaps do.
+const (
+	maxBody     = 64 << 10
+	maxPlayBody = 4 << 20
+)
 
 // Config is what the API needs.
 type Config struct {
 	Pods      Pods
 	Templates Templates // nil: there are none
-	Log       *slog.Logger
+	// Play makes the pods that pod files (YAML) describe, all or nothing, and
+	// does with them what o says. Generate is the way back.
+	Play     func(ctx context.Context, data []byte, o api.PlayOptions) ([]pod.PodInfo, error)
+	Generate func(p pod.PodInfo) ([]byte, error)
+	Log      *slog.Logger
 }
 
 // Pods is the part of pod.Set that is served here.
@@ -43,11 +51,15 @@ type Templates interface {
 	Remove(ref string) error
 }
 
-type server struct{ Config }
+type server struct {
+	Config
+	pods pod.Pods
+}
 
 // New returns the handler of everything below api.Prefix.
 func New(c Config) http.Handler {
-	s := server{c}
+	s := server{Config: c}
+	s.pods, _ = c.Pods.(pod.Pods)
 	mux := http.NewServeMux()
 	for pattern, f := range map[string]func(*http.Request) (any, error){
 		"GET /templates":             s.templates,
@@ -56,7 +68,26 @@ func New(c Config) http.Handler {
 		"DELETE /templates/{id}":     s.removeTemplate,
 		"GET /containers/{id}/trace": s.trace,
 		"GET /warm":                  s.warm,
+		"GET /pods":                  s.listPods,
+		"POST /pods":                 s.createPod,
+		"POST /pods/play":            s.playPods,
+		"GET /pods/{id}":             s.getPod,
+		"DELETE /pods/{id}":          s.removePod,
+		"POST /pods/{id}/start":      s.startPod,
+		"POST /pods/{id}/stop":       s.stopPod,
+		"POST /pods/{id}/restart":    s.restartPod,
+		"POST /pods/{id}/kill":       s.killPod,
+		"POST /pods/{id}/pause":      s.pausePod,
+		"POST /pods/{id}/unpause":    s.unpausePod,
+		"POST /pods/{id}/update":     s.updatePod,
+		"GET /pods/{id}/stats":       s.podStats,
+		"GET /pods/{id}/console":     s.podConsole,
+		"GET /pods/{id}/generate":    s.generatePod,
+		"GET /why/{ref}":             s.why,
 	} {
+		if s.pods == nil && (strings.Contains(pattern, "/pods") || strings.Contains(pattern, "/why")) {
+			continue
+		}
 		mux.HandleFunc(pattern, func(w http.ResponseWriter, r *http.Request) { s.serve(w, r, f) })
 	}
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
@@ -65,13 +96,26 @@ func New(c Config) http.Handler {
 	return http.StripPrefix(api.Prefix, mux)
 }
 
+// A text is an answer that is no JSON.
+type text struct {
+	contentType string
+	data        []byte
+}
+
 func (s server) serve(w http.ResponseWriter, r *http.Request, f func(*http.Request) (any, error)) {
-	r.Body = http.MaxBytesReader(w, r.Body, maxBody)
+	most := int64(maxBody)
+	if r.Pattern == "POST /pods/play" {
+		most = maxPlayBody
+	}
+	r.Body = http.MaxBytesReader(w, r.Body, most)
 	answer, err := f(r)
 	status := http.StatusOK
 	switch {
+	case errdefs.IsNotModified(err):
+		w.WriteHeader(http.StatusNotModified)
+		return
 	case err != nil:
-		status = errhttp.ToHTTP(err)
+		status = statusOf(err)
 		answer = struct {
 			Message string `json:"message"`
 		}{err.Error()}
@@ -82,11 +126,42 @@ func (s server) serve(w http.ResponseWriter, r *http.Request, f func(*http.Reque
 		w.WriteHeader(http.StatusNoContent)
 		return
 	}
-	w.Header().Set("Content-Type", "application/json")
-	w.WriteHeader(status)
-	if err := json.NewEncoder(w).Encode(answer); err != nil {
+	if t, ok := answer.(text); ok {
+		w.Header().Set("Content-Type", t.contentType)
+		_, err = w.Write(t.data)
+	} else {
+		w.Header().Set("Content-Type", "application/json")
+		w.WriteHeader(status)
+		err = json.NewEncoder(w).Encode(answer)
+	}
+	if err != nil {
 		s.Log.Debug("answer not sent", "path", r.URL.Path, "error", err)
 	}
+}
+
+// statusOf is the HTTP status of an error, by its kind, as Docker's API has them.
+func statusOf(err error) int {
+	switch {
+	case errors.As(err, new(*http.MaxBytesError)):
+		return http.StatusRequestEntityTooLarge
+	case errdefs.IsFailedPrecondition(err), errdefs.IsAlreadyExists(err):
+		return http.StatusConflict
+	}
+	return errhttp.ToHTTP(err)
+}
+
+// decode reads the request's JSON into v; an absent body leaves v as it is.
+func decode(r *http.Request, what string, v any) error {
+	dec := json.NewDecoder(r.Body)
+	dec.DisallowUnknownFields()
+	err := dec.Decode(v)
+	switch {
+	case err == nil, errors.Is(err, io.EOF):
+		return nil
+	case errors.As(err, new(*http.MaxBytesError)):
+		return err
+	}
+	return errdefs.ErrInvalidArgument.WithMessage("request for a " + what + ": " + err.Error())
 }
 
 func (s server) templates(*http.Request) (any, error) {
@@ -122,10 +197,8 @@ func (s server) makeTemplate(r *http.Request) (any, error) {
 		return nil, errNoTemplates
 	}
 	var req api.TemplateRequest
-	dec := json.NewDecoder(r.Body)
-	dec.DisallowUnknownFields()
-	if err := dec.Decode(&req); err != nil && !errors.Is(err, io.EOF) {
-		return nil, errdefs.ErrInvalidArgument.WithMessage("request for a template: " + err.Error())
+	if err := decode(r, "template", &req); err != nil {
+		return nil, err
 	}
 	shape, err := s.Pods.Shape(req.CPUs, req.MemMiB, !req.NoNIC)
 	if err != nil {
