@@ -63,7 +63,7 @@ func newBootBench(t *testing.T) *bench {
 	d := qemu.New(qemu.Options{})
 	t.Cleanup(d.Close)
 	b.cfg.Driver, b.cfg.Timeout, b.cfg.Spare = d, time.Minute, newTap
-	b.shape = Shape{Kernel: kernel, Initrd: bootInitrd(t, kernel), CPUs: 2, MemMiB: 1024, Layers: 4, Disks: 1, NIC: true}
+	b.shape = Shape{Kernel: kernel, Initrd: bootInitrd(t, kernel), CPUs: 2, MemMiB: 1024, Layers: 4, Disks: 1, NIC: true, Plug: true}
 	if tap, err := newTap(t.Context()); err != nil {
 		t.Logf("without a network: %v", err)
 		b.shape.NIC = false

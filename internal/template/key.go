@@ -33,6 +33,7 @@ type key struct {
 	Layers   int         `json:"layers"`
 	Disks    int         `json:"disks"`
 	NIC      bool        `json:"nic"`
+	Plug     bool        `json:"plug"`
 	Cmdline  string      `json:"cmdline"`
 	Kernel   string      `json:"kernel"` // SHA-256 of its content
 	Initrd   string      `json:"initrd"` // name, which has the hash of its content, and size
@@ -71,7 +72,7 @@ func (s *Store) key(ctx context.Context, shape Shape) (key, error) {
 	return key{
 		Format: format, Driver: s.cfg.Driver.Name(), VMM: caps.Identity, Accel: s.accel(caps), Machine: shape.Machine,
 		CPUs: shape.CPUs, MemMiB: shape.MemMiB, Layers: shape.Layers, Disks: shape.Disks, NIC: shape.NIC,
-		Cmdline: shape.Cmdline, Kernel: kernel, Initrd: fmt.Sprintf("%s %d", filepath.Base(shape.Initrd), initrd.Size),
+		Plug: shape.Plug, Cmdline: shape.Cmdline, Kernel: kernel, Initrd: fmt.Sprintf("%s %d", filepath.Base(shape.Initrd), initrd.Size),
 		Protocol: wire.Protocol, Spec: fmt.Sprintf("%x", sha256.Sum256(s.cfg.Spec)),
 	}, nil
 }

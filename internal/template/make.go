@@ -102,7 +102,7 @@ func (s *Store) start(ctx context.Context, shape Shape, dir string, memory *os.F
 	cfg := vmm.Config{
 		ID: vmID(dir), Dir: dir, Accel: s.cfg.Accel, Machine: shape.Machine,
 		Kernel: shape.Kernel, Initrd: shape.Initrd, Cmdline: shape.Cmdline,
-		CPUs: shape.CPUs, MemMiB: shape.MemMiB, Memory: memory, Disks: shape.Slots(),
+		CPUs: shape.CPUs, MemMiB: shape.MemMiB, Memory: memory, Disks: shape.Slots(), Plug: shape.Plug,
 	}
 	if shape.NIC {
 		if s.cfg.Spare == nil {

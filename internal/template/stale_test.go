@@ -125,6 +125,7 @@ func TestStale(t *testing.T) {
 		{"layers", other(func(s *Shape) { s.Layers++ }), 2},
 		{"disks", other(func(s *Shape) { s.Disks++ }), 2},
 		{"network", other(func(s *Shape) { s.NIC = false }), 2},
+		{"plugging", other(func(s *Shape) { s.Plug = true }), 2},
 		{"command line", other(func(s *Shape) { s.Cmdline += " x" }), 2},
 		{"machine", other(func(s *Shape) { s.Machine = vmm.MachineQ35 }), 2},
 		{"accelerator", func(b *bench) { b.cfg.Accel = vmm.AccelKVM }, 1},

@@ -270,6 +270,7 @@ func (t *Template) Clone(cfg *vmm.Config) {
 	cfg.Disks = disks
 	cfg.Restore = &vmm.Saved{Memory: t.saved.Memory, State: t.saved.State}
 	cfg.Accel, cfg.Machine, cfg.CPUs, cfg.MemMiB = t.accel, t.machine, t.Shape.CPUs, t.Shape.MemMiB
+	cfg.Plug = t.Shape.Plug
 	cfg.Kernel, cfg.Initrd, cfg.Cmdline = "", "", "" // they are in its memory
 }
 

@@ -39,6 +39,7 @@ type Shape struct {
 	Layers  int         `json:"layers"` // read-only slots
 	Disks   int         `json:"disks"`  // writable slots
 	NIC     bool        `json:"nic"`    // has one
+	Plug    bool        `json:"plug"`   // disks can be plugged in, see vmm.Plugger
 }
 
 // LayerSlot and DiskSlot are the IDs of a shape's slots, from 0 on.

@@ -70,6 +70,15 @@ func (c Config) Validate() error {
 	return nil
 }
 
+// Validate says what of the contract d breaks as a disk that is plugged in,
+// as Config's does.
+func (d Disk) Validate() error {
+	if !diskID.MatchString(d.ID) || d.Path == "" {
+		return fmt.Errorf("disk %q is malformed or has no file: %w", d.ID, errdefs.ErrInvalidArgument)
+	}
+	return nil
+}
+
 // LastLines returns the last n lines of a console for people to read: a
 // guest's control characters, which a terminal would obey, are taken out.
 func LastLines(console []byte, n int) string {

@@ -96,7 +96,7 @@ type (
 	Saver interface {
 		// Save stops the guest and writes the state of its devices to state.
 		// The VM was started with Config.Memory, which holds its memory from
-		// now on, and with empty slots only; it is good for Kill only, after an error too.
+		// now on, with empty slots only and nothing plugged in; it is good for Kill only, after an error too.
 		Save(ctx context.Context, state *os.File) error
 	}
 
@@ -114,13 +114,16 @@ type (
 	}
 
 	// A Plugger is a VM that disks can be added to while it runs, beside its
-	// slots. It was started with Config.Plug.
+	// slots, if it was started with Config.Plug.
 	Plugger interface {
-		// Plug gives the guest a further disk, which it finds by its ID, in a
-		// moment. Errors: AlreadyExists when there is a disk with that ID.
+		// Plug gives the guest a further disk, which it finds by its ID in a
+		// moment, and with the size of its file. Errors: NotImplemented when the VM has no
+		// Config.Plug, AlreadyExists when a disk or slot has that ID,
+		// InvalidArgument, ResourceExhausted beyond MaxPlugged.
 		Plug(ctx context.Context, d Disk) error
-		// Unplug takes it away and closes its file. The guest must not use it
-		// any more. Idempotent: nil when there is none with that ID.
+		// Unplug takes it away and closes its file. The guest is not asked, and
+		// must not use it any more. Idempotent: nil when there is none with that
+		// ID. It takes longer than Plug, and does not keep others waiting.
 		Unplug(ctx context.Context, id string) error
 	}
 
@@ -192,7 +195,8 @@ type Config struct {
 
 	Disks []Disk // in order; the guest finds each by its ID
 	NICs  []NIC
-	// Plug prepares the VM for disks that come later, see [Plugger].
+	// Plug prepares the VM for disks that come later, see [Plugger]. It takes
+	// the place of one disk.
 	Plug bool
 }
 

@@ -34,6 +34,7 @@ type spec struct {
 	GuestFD  int // listening unix socket
 	Disks    []diskSpec
 	NICs     []nicSpec
+	Plug     bool // has a controller for further disks
 }
 
 type diskSpec struct {
@@ -234,6 +235,10 @@ func (s spec) devices() []string {
 	} else {
 		args = append(args, "-device", "pvpanic-pci")
 	}
+	if s.Plug {
+		args = append(args, "-device", s.virtio("virtio-scsi",
+			fmt.Sprintf("id=%s,num_queues=1,virtqueue_size=%d", controller, diskQueue)))
+	}
 	for i, d := range s.Disks {
 		args = append(args, s.disk(i, d)...)
 	}
@@ -292,17 +297,6 @@ func (s spec) disk(i int, d diskSpec) []string {
 
 // diskQueue is how many requests a disk has room for.
 const diskQueue = 64
-
-// Names of block nodes; their common length counts (see qmp.Client.Send).
-func diskNode(id string) string  { return "d-" + id } // the guest's disk
-func emptyNode(id string) string { return "e-" + id } // below that, of a slot that is empty
-func fileNode(id string) string  { return "f-" + id } // below that, of the file
-
-// diskSet is the number of the set of descriptors of the i-th disk, from 1 on.
-func diskSet(i int) int { return i + 1 }
-
-// fdset is the name of a set of descriptors.
-func fdset(n int) string { return "/dev/fdset/" + strconv.Itoa(n) }
 
 func fileDriver(device bool) string {
 	if device {

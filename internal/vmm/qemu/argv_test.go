@@ -27,12 +27,12 @@ func TestArgv(t *testing.T) {
 	full.Disks = []diskSpec{{ID: "layer", FD: 7, ReadOnly: true}, {ID: "upper", FD: 8, Device: true}}
 	full.NICs = []nicSpec{{TapFD: 9, MAC: net.HardwareAddr{2, 0, 0, 0, 0, 1}, MTU: 1400}}
 	q35 := full
-	q35.Machine, q35.TSCKHz = vmm.MachineQ35, 0
+	q35.Machine, q35.TSCKHz, q35.Plug = vmm.MachineQ35, 0, true
 	kvm := full
 	kvm.Accel, kvm.Sandbox = vmm.AccelKVM, false
 	kvm.NICs = []nicSpec{{TapFD: 9, VhostFD: 10, MAC: net.HardwareAddr{2, 0, 0, 0, 0, 1}}}
 	template := full
-	template.MemoryFD = 10
+	template.MemoryFD, template.Plug = 10, true
 	template.Disks = []diskSpec{{ID: "l0", ReadOnly: true}, {ID: "w0"}}
 	clone := template
 	clone.Clone, clone.KernelFD, clone.InitrdFD = true, 0, 0
@@ -63,20 +63,23 @@ func TestMachineFor(t *testing.T) {
 	for _, c := range []struct {
 		machine     vmm.Machine
 		disks, nics int
+		plug        bool
 		accel       vmm.Accel
 		constantTSC bool
 		want        vmm.Machine // "": an error
 	}{
-		{"", 16, 1, vmm.AccelTCG, true, vmm.MachineMicroVM},
-		{vmm.MachineAuto, 16, 1, vmm.AccelKVM, false, vmm.MachineMicroVM},
-		{vmm.MachineAuto, 16, 2, vmm.AccelTCG, true, vmm.MachineQ35},
-		{vmm.MachineAuto, 1, 1, vmm.AccelTCG, false, vmm.MachineQ35},
-		{vmm.MachineAuto, vmm.MaxDisks, vmm.MaxNICs, vmm.AccelTCG, true, vmm.MachineQ35},
-		{vmm.MachineQ35, 0, 0, vmm.AccelTCG, true, vmm.MachineQ35},
-		{vmm.MachineMicroVM, 1, 0, vmm.AccelTCG, false, vmm.MachineMicroVM},
-		{vmm.MachineMicroVM, 16, 2, vmm.AccelTCG, true, ""},
+		{"", 16, 1, false, vmm.AccelTCG, true, vmm.MachineMicroVM},
+		{vmm.MachineAuto, 16, 1, false, vmm.AccelKVM, false, vmm.MachineMicroVM},
+		{vmm.MachineAuto, 15, 1, true, vmm.AccelKVM, false, vmm.MachineMicroVM},
+		{vmm.MachineAuto, 16, 1, true, vmm.AccelKVM, false, vmm.MachineQ35},
+		{vmm.MachineAuto, 16, 2, false, vmm.AccelTCG, true, vmm.MachineQ35},
+		{vmm.MachineAuto, 1, 1, false, vmm.AccelTCG, false, vmm.MachineQ35},
+		{vmm.MachineAuto, vmm.MaxDisks, vmm.MaxNICs, true, vmm.AccelTCG, true, vmm.MachineQ35},
+		{vmm.MachineQ35, 0, 0, false, vmm.AccelTCG, true, vmm.MachineQ35},
+		{vmm.MachineMicroVM, 1, 0, false, vmm.AccelTCG, false, vmm.MachineMicroVM},
+		{vmm.MachineMicroVM, 16, 2, false, vmm.AccelTCG, true, ""},
 	} {
-		cfg := vmm.Config{Machine: c.machine, Disks: make([]vmm.Disk, c.disks), NICs: make([]vmm.NIC, c.nics)}
+		cfg := vmm.Config{Machine: c.machine, Plug: c.plug, Disks: make([]vmm.Disk, c.disks), NICs: make([]vmm.NIC, c.nics)}
 		got, err := machineFor(cfg, c.accel, c.constantTSC)
 		if got != c.want || (err != nil) != (c.want == "") || err != nil && !errdefs.IsInvalidArgument(err) {
 			t.Errorf("%+v: got %q, %v", c, got, err)

@@ -98,16 +98,3 @@ func (v *vm) save(ctx context.Context, state *os.File) error {
 		return context.Cause(ctx)
 	}
 }
-
-// slotsOf are disks as argv has them.
-func slotsOf(disks []vmm.Disk) map[string]slot {
-	slots := make(map[string]slot)
-	for i, d := range disks {
-		s := slot{readOnly: d.ReadOnly}
-		if d.Path != "" {
-			s.set = diskSet(i)
-		}
-		slots[d.ID] = s
-	}
-	return slots
-}

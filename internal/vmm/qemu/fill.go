@@ -4,19 +4,12 @@ import (
 	"context"
 	"fmt"
 	"os"
-	"slices"
-	"strconv"
-	"strings"
 
 	"github.com/containerd/errdefs"
 
 	"github.com/hyper-run/hyper/internal/vmm"
 	"github.com/hyper-run/hyper/internal/vmm/qemu/qmp"
 )
-
-// firstFillSet is the first number of a set of descriptors that Fill uses;
-// those below are argv's.
-const firstFillSet = 1 + vmm.MaxDisks
 
 // Fill implements vmm.Filler. A slot's node is a filter over an empty node,
 // which a node of the file takes the place of:
@@ -35,7 +28,7 @@ func (v *vm) Fill(ctx context.Context, disks []vmm.Disk) error {
 }
 
 func (v *vm) fill(ctx context.Context, disks []vmm.Disk) error {
-	if err := v.knowSlots(ctx); err != nil {
+	if err := v.knowDisks(ctx); err != nil {
 		return err
 	}
 	seen := make(map[string]bool)
@@ -90,7 +83,7 @@ func (v *vm) Empty(ctx context.Context, ids []string) error {
 }
 
 func (v *vm) empty(ctx context.Context, ids []string) error {
-	if err := v.knowSlots(ctx); err != nil {
+	if err := v.knowDisks(ctx); err != nil {
 		return err
 	}
 	emptied := make(map[string]slot)
@@ -124,12 +117,6 @@ func (v *vm) empty(ctx context.Context, ids []string) error {
 	return qmp.WaitAll(ctx, calls...)
 }
 
-// A slot is what there is below the node of a disk.
-type slot struct {
-	readOnly bool
-	set      int // of the descriptor of its file; 0: none
-}
-
 // A change puts another node below that of a disk.
 type change struct {
 	id   string
@@ -145,6 +132,8 @@ func (v *vm) replace(ctx context.Context, changes []change, calls []*qmp.Call) e
 		tops = append(tops, qmp.Node{Driver: "raw", Name: diskNode(c.id), File: c.node.Name, ReadOnly: c.node.ReadOnly, Discard: "unmap"})
 	}
 	err := qmp.WaitAll(ctx, append(calls, v.qmp.BlockdevReopen(ctx, tops))...)
+	ctx, cancel := undoing(ctx)
+	defer cancel()
 	calls = nil
 	for _, c := range changes {
 		unused := c.old
@@ -160,67 +149,4 @@ func (v *vm) replace(ctx context.Context, changes []change, calls []*qmp.Call) e
 		v.slots = nil // look again: an error may be that of the waiting only
 	}
 	return err
-}
-
-// knowSlots asks QEMU what is in the slots, unless that is known: another
-// hyperd may have changed it. What one that was killed had begun is undone.
-func (v *vm) knowSlots(ctx context.Context) error {
-	if v.slots != nil {
-		return nil
-	}
-	nodes, err := v.qmp.BlockNodes(ctx)
-	if err != nil {
-		return err
-	}
-	// Of two nodes for one disk QEMU refuses to delete the one it uses.
-	seen := make(map[string]bool)
-	var unused []*qmp.Call
-	for _, n := range nodes {
-		if id, ok := slotOf(n.Name); ok && seen[id] {
-			unused = append(unused, v.qmp.BlockdevDel(ctx, emptyNode(id)), v.qmp.BlockdevDel(ctx, fileNode(id)))
-		} else if ok {
-			seen[id] = true
-		}
-	}
-	if len(unused) > 0 {
-		_ = qmp.WaitAll(ctx, unused...)
-		if nodes, err = v.qmp.BlockNodes(ctx); err != nil {
-			return err
-		}
-	}
-	sets, err := v.qmp.FDSets(ctx)
-	if err != nil {
-		return err
-	}
-	v.nextSet = max(firstFillSet, slices.Max(append(sets, 0))+1)
-	slots := make(map[string]slot)
-	for _, n := range nodes {
-		if id, ok := slotOf(n.Name); ok {
-			slots[id] = slot{n.ReadOnly, setOf(n.File)}
-		}
-		sets = slices.DeleteFunc(sets, func(set int) bool { return set == setOf(n.File) })
-	}
-	var calls []*qmp.Call
-	for _, set := range sets {
-		calls = append(calls, v.qmp.RemoveFD(ctx, set))
-	}
-	if err := qmp.WaitAll(ctx, calls...); err != nil {
-		return err
-	}
-	v.slots = slots
-	return nil
-}
-
-// slotOf returns the ID of the disk that a node is below.
-func slotOf(node string) (id string, ok bool) {
-	if id, ok = strings.CutPrefix(node, emptyNode("")); !ok {
-		id, ok = strings.CutPrefix(node, fileNode(""))
-	}
-	return id, ok
-}
-
-// setOf is the other way of fdset; 0: file is not in one.
-func setOf(file string) int {
-	n, _ := strconv.Atoi(strings.TrimPrefix(file, fdset(0)[:len(fdset(0))-1]))
-	return n
 }

@@ -56,7 +56,7 @@ func (m *memoryFDs) learn(layout string, fd int) {
 
 // layout is all that the numbers of QEMU's descriptors depend on.
 func (s spec) layout(program string) string {
-	b := fmt.Appendf(nil, "%s %s %s ", program, s.Accel, s.Machine)
+	b := fmt.Appendf(nil, "%s %s %s %t ", program, s.Accel, s.Machine, s.Plug)
 	for _, d := range s.Disks {
 		b = fmt.Appendf(b, "%t%t%t ", d.FD != 0, d.Device, d.ReadOnly)
 	}

@@ -44,7 +44,7 @@ func (d *Driver) Start(ctx context.Context, cfg vmm.Config) (vmm.VM, error) {
 	}
 	s := spec{
 		ID: cfg.ID, Accel: cfg.Accel, CPUs: cfg.CPUs, MemMiB: cfg.MemMiB,
-		Cmdline: cfg.Cmdline, TSCKHz: host.tscKHz,
+		Cmdline: cfg.Cmdline, TSCKHz: host.tscKHz, Plug: cfg.Plug,
 	}
 	if s.Accel == "" || s.Accel == vmm.AccelAuto {
 		s.Accel = host.caps.Accel
@@ -97,6 +97,9 @@ func (d *Driver) launchIn(ctx context.Context, binary string, cfg vmm.Config, s 
 // guest gets a good clock, which without KVM needs a host with a constant TSC.
 func machineFor(cfg vmm.Config, accel vmm.Accel, constantTSC bool) (vmm.Machine, error) {
 	need := fixedDevices + len(cfg.Disks) + len(cfg.NICs)
+	if cfg.Plug {
+		need++
+	}
 	if cfg.Machine != "" && cfg.Machine != vmm.MachineAuto {
 		if need > slots[cfg.Machine] {
 			return "", fmt.Errorf("machine %s has room for %d devices, not %d: %w", cfg.Machine, slots[cfg.Machine], need, errdefs.ErrInvalidArgument)
@@ -188,7 +191,10 @@ func (d *Driver) greet(ctx context.Context, p *process, cfg vmm.Config, s spec) 
 		return nil, err
 	}
 	v.saveable = cfg.Memory != nil
-	v.slots, v.nextSet = slotsOf(cfg.Disks), firstFillSet
+	v.slots, v.nextSet = slotsOf(cfg.Disks), firstFreeSet
+	if cfg.Plug {
+		v.plugs = make(map[string]*plug)
+	}
 	if s.Clone {
 		err = v.load(ctx, s.StateFD)
 	} else {

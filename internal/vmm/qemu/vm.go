@@ -49,20 +49,24 @@ type vm struct {
 	migrated    chan string // how saving ended; room for one
 
 	filling sync.Mutex
-	slots   map[string]slot // by ID; nil: not known
-	nextSet int             // of descriptors, for a file that fills one
+	slots   map[string]slot  // by ID; nil: nothing of these four is known
+	plugs   map[string]*plug // by ID; nil: it has no controller
+	lastLUN int
+	nextSet int // of descriptors, for a file that comes
 
-	mu     sync.Mutex
-	paused bool // by Pause
-	exit   vmm.Exit
-	killed bool
-	conn   net.Conn // the open stream to the guest, or nil
+	mu      sync.Mutex
+	paused  bool // by Pause
+	exit    vmm.Exit
+	killed  bool
+	conn    net.Conn                 // the open stream to the guest, or nil
+	leaving map[string]chan struct{} // closed when the device of that name is deleted
 }
 
 var (
-	_ vmm.Meter  = (*vm)(nil)
-	_ vmm.Saver  = (*vm)(nil)
-	_ vmm.Filler = (*vm)(nil)
+	_ vmm.Meter   = (*vm)(nil)
+	_ vmm.Saver   = (*vm)(nil)
+	_ vmm.Filler  = (*vm)(nil)
+	_ vmm.Plugger = (*vm)(nil)
 )
 
 // connect makes the VM of a process and a handle, and takes over p. It does
@@ -71,7 +75,7 @@ func (d *Driver) connect(ctx context.Context, p *process, h vmm.Handle) (*vm, er
 	v := &vm{
 		driver: d, handle: h, process: p,
 		ended: make(chan struct{}), gone: make(chan struct{}), released: make(chan struct{}),
-		migrated: make(chan string, 1),
+		migrated: make(chan string, 1), leaving: make(map[string]chan struct{}),
 	}
 	// The first event can come before Dial has returned, and needs v.qmp.
 	ready := make(chan struct{})
@@ -146,6 +150,7 @@ func (v *vm) event(e qmp.Event, ready <-chan struct{}) {
 		Guest  bool   `json:"guest"`
 		Reason string `json:"reason"`
 		Status string `json:"status"` // of a migration
+		Device string `json:"device"`
 	}
 	switch e.Name {
 	case "SHUTDOWN":
@@ -154,6 +159,11 @@ func (v *vm) event(e qmp.Event, ready <-chan struct{}) {
 		}
 	case "GUEST_PANICKED":
 		data.Reason = "guest-panic"
+	case "DEVICE_DELETED":
+		if json.Unmarshal(e.Data, &data) == nil {
+			v.left(data.Device)
+		}
+		return
 	case "STOP": // by us, or because the accelerator cannot go on
 	case "RESUME":
 		v.resumed.Store(true)

@@ -54,7 +54,7 @@ func (s *suite) template(t *testing.T, d vmm.Driver) *template {
 		return s.made
 	}
 	cfg := s.config(t)
-	cfg.Disks = slots()
+	cfg.Disks, cfg.Plug = slots(), true
 	cfg.Memory = Memfd(s.t, "memory", int64(cfg.MemMiB)<<20)
 	state := Memfd(s.t, "state", 0)
 	vm := s.start(t, d, cfg)
@@ -75,6 +75,7 @@ func (s *suite) template(t *testing.T, d vmm.Driver) *template {
 	Seal(t, state)
 
 	made := &template{cfg: s.o.Config, saved: vmm.Saved{Memory: cfg.Memory, State: state}, hash: hash(t, cfg.Memory)}
+	made.cfg.Plug = true
 	made.cfg.Machine, made.cfg.Accel = vm.Handle().Machine, vm.Handle().Accel
 	made.cfg.Kernel, made.cfg.Initrd, made.cfg.Cmdline = "", "", ""
 	made.cfg.Restore = &made.saved
@@ -236,6 +237,7 @@ func (s *suite) cloneErrors(t *testing.T) {
 		"truncated state": stateOf(state[:len(state)/2]),
 		"garbage state":   stateOf(bytes.Repeat([]byte("garbage\n"), len(state)/8+1)),
 		"fewer disks":     func(_ *testing.T, c *vmm.Config) { c.Disks = c.Disks[:1] },
+		"no controller":   func(_ *testing.T, c *vmm.Config) { c.Plug = false },
 		"more memory": func(t *testing.T, c *vmm.Config) {
 			c.MemMiB *= 2
 			withMemory(t, c, int64(c.MemMiB)<<20)

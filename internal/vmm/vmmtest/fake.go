@@ -54,6 +54,7 @@ var (
 	_ vmm.Sweeper = (*Fake)(nil)
 	_ vmm.Saver   = fakeView{}
 	_ vmm.Filler  = fakeView{}
+	_ vmm.Plugger = fakeView{}
 )
 
 // Name is "fake".
@@ -235,8 +236,9 @@ type fakeVM struct {
 	exit       vmm.Exit
 	console    []byte
 	disks      []vmm.Disk // cfg.Disks, with what they were filled with
-	remembered string     // by testguest
-	memory     *os.File   // cfg.Memory, where that is saved to; nil: none
+	plugged    []vmm.Disk
+	remembered string   // by testguest
+	memory     *os.File // cfg.Memory, where that is saved to; nil: none
 }
 
 func (v *fakeVM) run(guest Guest) {

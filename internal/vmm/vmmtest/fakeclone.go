@@ -25,13 +25,14 @@ type fakeState struct {
 	MemMiB  int
 	Disks   []vmm.Disk // without paths
 	NICs    int
+	Plug    bool
 }
 
 // maxRemembered is more than testguest can be told in a line.
 const maxRemembered = 64 << 10
 
 func stateOf(cfg vmm.Config, machine vmm.Machine) fakeState {
-	s := fakeState{Machine: machine, CPUs: cfg.CPUs, MemMiB: cfg.MemMiB, NICs: len(cfg.NICs)}
+	s := fakeState{Machine: machine, CPUs: cfg.CPUs, MemMiB: cfg.MemMiB, NICs: len(cfg.NICs), Plug: cfg.Plug}
 	for _, d := range cfg.Disks {
 		s.Disks = append(s.Disks, vmm.Disk{ID: d.ID, ReadOnly: d.ReadOnly})
 	}
@@ -156,6 +157,44 @@ func (v fakeView) Empty(ctx context.Context, ids []string) error {
 	return nil
 }
 
+// Plug implements vmm.Plugger.
+func (v fakeView) Plug(ctx context.Context, d vmm.Disk) error {
+	if err := v.alive(ctx); err != nil {
+		return err
+	}
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	err := d.Validate()
+	same := func(other vmm.Disk) bool { return other.ID == d.ID }
+	switch {
+	case err != nil:
+	case !v.cfg.Plug:
+		err = fmt.Errorf("it was not started for that: %w", errdefs.ErrNotImplemented)
+	case slices.ContainsFunc(slices.Concat(v.disks, v.plugged), same):
+		err = fmt.Errorf("there is a disk with that ID: %w", errdefs.ErrAlreadyExists)
+	case len(v.plugged) >= vmm.MaxPlugged:
+		err = fmt.Errorf("it has %d already: %w", len(v.plugged), errdefs.ErrResourceExhausted)
+	default:
+		err = checkFile(d.Path)
+	}
+	if err != nil {
+		return fmt.Errorf("plug disk %q into virtual machine %s: %w", d.ID, v.cfg.ID, err)
+	}
+	v.plugged = append(v.plugged, d)
+	return nil
+}
+
+// Unplug implements vmm.Plugger.
+func (v fakeView) Unplug(ctx context.Context, id string) error {
+	if err := v.alive(ctx); err != nil {
+		return err
+	}
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.plugged = slices.DeleteFunc(v.plugged, func(d vmm.Disk) bool { return d.ID == id })
+	return nil
+}
+
 // checkFile wants a regular file.
 func checkFile(path string) error {
 	info, err := os.Stat(path)
@@ -166,15 +205,16 @@ func checkFile(path string) error {
 }
 
 // openDisk opens a disk as the guest does. A disk that was an empty slot at
-// first has the size of one.
+// first, or is a clone's, has the size of one.
 func (v *fakeVM) openDisk(id string, flags int) (testguest.Disk, error) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	i := slices.IndexFunc(v.disks, func(d vmm.Disk) bool { return d.ID == id })
+	disks := slices.Concat(v.disks, v.plugged)
+	i := slices.IndexFunc(disks, func(d vmm.Disk) bool { return d.ID == id })
 	if i < 0 {
 		return nil, fmt.Errorf("no disk %q", id)
 	}
-	d := v.disks[i]
+	d := disks[i]
 	if d.ReadOnly && flags&unix.O_ACCMODE != os.O_RDONLY {
 		return nil, unix.EROFS
 	}
@@ -185,7 +225,7 @@ func (v *fakeVM) openDisk(id string, flags int) (testguest.Disk, error) {
 	if err != nil {
 		return nil, err
 	}
-	if v.cfg.Restore != nil || v.cfg.Disks[i].Path == "" {
+	if i < len(v.disks) && (v.cfg.Restore != nil || v.cfg.Disks[i].Path == "") {
 		return filledSlot{f}, nil
 	}
 	return f, nil

@@ -57,6 +57,7 @@ func Run(t *testing.T, newDriver func(t *testing.T) vmm.Driver, o Options) {
 		{"CloneErrors", (*suite).cloneErrors},
 		{"Fill", (*suite).fill},
 		{"Refill", (*suite).refill},
+		{"Plug", (*suite).plug},
 	} {
 		t.Run(c.name, func(t *testing.T) { c.run(s, t) })
 	}

@@ -35,6 +35,12 @@ type (
 	blockdevDelArgs struct {
 		NodeName string `json:"node-name"`
 	}
+	deviceDelArgs struct {
+		ID string `json:"id"`
+	}
+	qomListArgs struct {
+		Path string `json:"path"`
+	}
 	queryNodesArgs struct {
 		Flat bool `json:"flat"`
 	}
@@ -185,4 +191,46 @@ func (c *Client) BlockNodes(ctx context.Context) ([]NodeInfo, error) {
 	var nodes []NodeInfo
 	err := c.Execute(ctx, "query-named-block-nodes", queryNodesArgs{Flat: true}, &nodes)
 	return nodes, err
+}
+
+// A SCSIDisk is a device scsi-hd (qemu -device scsi-hd,help).
+type SCSIDisk struct {
+	ID     string `json:"id"`
+	Bus    string `json:"bus"`
+	LUN    int    `json:"lun"`
+	Drive  string `json:"drive"` // a block node
+	Serial string `json:"serial"`
+	// WriteError and ReadError are what becomes of the guest: BlockdevOnError.
+	WriteError   string `json:"werror"`
+	ReadError    string `json:"rerror"`
+	RotationRate int    `json:"rotation_rate"` // 1: it doesn't rotate
+}
+
+// AddSCSIDisk plugs a disk in.
+func (c *Client) AddSCSIDisk(ctx context.Context, d SCSIDisk) *Call {
+	return c.Send(ctx, "device_add", struct {
+		Driver string `json:"driver"`
+		SCSIDisk
+	}{"scsi-hd", d}, nil)
+}
+
+// DeviceDel begins to delete a device. The event DEVICE_DELETED comes when
+// that is done.
+func (c *Client) DeviceDel(ctx context.Context, id string) *Call {
+	return c.Send(ctx, "device_del", deviceDelArgs{id}, nil)
+}
+
+// Devices returns the IDs of all devices that have one.
+func (c *Client) Devices(ctx context.Context) ([]string, error) {
+	var children []struct {
+		Name string `json:"name"`
+	}
+	err := c.Execute(ctx, "qom-list", qomListArgs{"/machine/peripheral"}, &children)
+	var ids []string
+	for _, child := range children {
+		if child.Name != "type" { // a property
+			ids = append(ids, child.Name)
+		}
+	}
+	return ids, err
 }

@@ -65,16 +65,24 @@ func (machine) Remember(text string) { memory = text }
 func (machine) Recall() string       { return memory }
 
 func (machine) OpenDisk(id string, flags int) (testguest.Disk, error) {
-	serials, err := filepath.Glob("/sys/block/*/serial")
+	disks, err := filepath.Glob("/sys/block/*")
 	if err != nil {
 		return nil, err
 	}
-	for _, s := range serials {
-		if b, err := os.ReadFile(s); err == nil && strings.TrimSpace(string(b)) == id {
-			return os.OpenFile("/dev/"+filepath.Base(filepath.Dir(s)), flags, 0)
+	for _, d := range disks {
+		serial, err := os.ReadFile(d + "/serial") // of virtio-blk
+		if err != nil {
+			// Of SCSI: its page 0x80 of vital product data, with a header.
+			if serial, err = os.ReadFile(d + "/device/vpd_pg80"); err != nil || len(serial) < 4 {
+				continue
+			}
+			serial = serial[4:]
+		}
+		if strings.Trim(string(serial), " \n\x00") == id {
+			return os.OpenFile("/dev/"+filepath.Base(d), flags, 0)
 		}
 	}
-	return nil, fmt.Errorf("no disk %q among %v", id, serials)
+	return nil, fmt.Errorf("no disk %q among %v", id, disks)
 }
 
 func (machine) Console(line string) error {
