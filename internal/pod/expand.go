@@ -30,6 +30,7 @@ func EscapeRefs(s string) string { return strings.ReplaceAll(s, "$", "$$") }
 // expand writes each "$" that is no reference as dollar.
 func expand(s, dollar string, known func(string) (string, bool)) (string, error) {
 	var b strings.Builder
+	closed := true // there may be a ")" ahead
 	for {
 		i := strings.IndexByte(s, '$')
 		if i < 0 {
@@ -45,17 +46,21 @@ func expand(s, dollar string, known func(string) (string, bool)) (string, error)
 		if i < 0 {
 			return b.String(), nil
 		}
-		end := strings.IndexByte(s, ')')
+		end := -1
+		if closed && strings.HasPrefix(s, "(") {
+			end = strings.IndexByte(s, ')')
+			closed = end >= 0
+		}
 		switch {
 		case strings.HasPrefix(s, "$"):
 			b.WriteString(dollar)
 			s = s[1:]
-		case !strings.HasPrefix(s, "(") || end < 0:
+		case end < 0:
 			b.WriteString(dollar)
 		default:
 			value, ok := known(s[1:end])
 			if !ok {
-				value = dollar + s[:end+1]
+				value = dollar + strings.ReplaceAll(s[:end+1], "$", dollar)
 			}
 			b.WriteString(value)
 			s = s[end+1:]
