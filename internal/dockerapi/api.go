@@ -113,6 +113,7 @@ type Config struct {
 
 type api struct {
 	Config
+	pods   pod.Pods
 	server string // the Server header
 }
 
@@ -122,5 +123,7 @@ func New(c Config) http.Handler {
 	if c.Log == nil {
 		c.Log = slog.Default()
 	}
-	return &api{c, "Hyper/" + c.Info().Version + " (linux)"}
+	a := &api{Config: c, server: "Hyper/" + c.Info().Version + " (linux)"}
+	a.pods, _ = c.Containers.(pod.Pods)
+	return a
 }

@@ -37,7 +37,14 @@ func (a *api) create(c *call) error {
 	if err != nil {
 		return err
 	}
+	if err := checkJoinedNetwork(req); err != nil {
+		return err
+	}
 	if err := checkFields(req); err != nil {
+		return err
+	}
+	where, err := a.place(req)
+	if err != nil {
 		return err
 	}
 	img, err := a.imageFor(c, req.Config.Image)
@@ -50,11 +57,12 @@ func (a *api) create(c *call) error {
 		return err
 	}
 	spec.ImageID, spec.Layers = img.ID.String(), img.Layers()
+	where.apply(&spec)
 	setHostDefaults(req.HostConfig)
 	if spec.Edge, err = json.Marshal(edgeRecord{req.Config, req.HostConfig}); err != nil {
 		return fmt.Errorf("record request: %w", err)
 	}
-	id, more, err := a.Containers.Create(c.ctx(), pod.CreateOptions{Name: strings.TrimPrefix(c.form.Get("name"), "/"), Spec: spec})
+	id, more, err := a.createIn(c.ctx(), where, pod.CreateOptions{Name: strings.TrimPrefix(c.form.Get("name"), "/"), Spec: spec})
 	if err != nil {
 		return err
 	}
@@ -196,7 +204,7 @@ func setHostDefaults(h *container.HostConfig) {
 		h.RestartPolicy.Name = container.RestartPolicyDisabled
 	}
 	if h.IpcMode == "" {
-		h.IpcMode = container.IPCModePrivate
+		h.IpcMode = container.IPCModeShareable // with those of its pod
 	}
 	if h.CgroupnsMode == "" {
 		h.CgroupnsMode = container.CgroupnsModePrivate
@@ -238,40 +246,13 @@ func (a *api) spec(req *container.CreateRequest) (pod.Spec, error) {
 		}
 	}
 	for _, set := range []func(*pod.Spec, *container.CreateRequest) error{
-		a.setNetwork, a.setExtraHosts, setSecurity, setLog, setTmpfs, setUlimits, setStorage,
+		a.setNetwork, a.setExtraHosts, setNamespaces, setRestart, setSecurity, setLog, setTmpfs, setUlimits, setStorage,
 	} {
 		if err := set(&s, req); err != nil {
 			return s, err
 		}
 	}
-	return s, nil
-}
-
-// resources maps limits onto those there are; what is zero stays.
-func resources(r pod.Resources, from container.Resources) pod.Resources {
-	set := func(dst *int64, v int64) {
-		if v != 0 {
-			*dst = v
-		}
-	}
-	set(&r.MemoryBytes, from.Memory)
-	set(&r.MemorySwapBytes, from.MemorySwap)
-	set(&r.MemoryReservationBytes, from.MemoryReservation)
-	set(&r.NanoCPUs, from.NanoCPUs)
-	set(&r.CPUQuotaUs, from.CPUQuota)
-	if from.CPUShares > 0 {
-		r.CPUShares = uint64(from.CPUShares)
-	}
-	if from.CPUPeriod > 0 {
-		r.CPUPeriodUs = uint64(from.CPUPeriod)
-	}
-	if from.CpusetCpus != "" {
-		r.CPUSet = from.CpusetCpus
-	}
-	if from.PidsLimit != nil {
-		r.PIDs = max(*from.PidsLimit, 0)
-	}
-	return r
+	return s, setIO(&s.Resources.IO, h.Resources)
 }
 
 func (a *api) setNetwork(s *pod.Spec, req *container.CreateRequest) error {
@@ -279,7 +260,7 @@ func (a *api) setNetwork(s *pod.Spec, req *container.CreateRequest) error {
 	switch {
 	case req.Config.NetworkDisabled, mode == network.NetworkNone, mode == networkID(network.NetworkNone):
 		s.Network = network.NetworkNone
-	case mode == "", knownNetwork(mode):
+	case mode == "", knownNetwork(mode), req.HostConfig.NetworkMode.IsContainer():
 		s.Network = network.NetworkDefault
 	default:
 		return errdefs.ErrNotImplemented.WithMessage(fmt.Sprintf("HostConfig.NetworkMode %q is not supported yet: %s", mode, whyNetworks))
@@ -429,31 +410,4 @@ func setStorage(s *pod.Spec, req *container.CreateRequest) error {
 		s.DiskBytes = n
 	}
 	return nil
-}
-
-func (a *api) update(c *call) error {
-	var req container.UpdateConfig
-	if err := c.decode(&req); err != nil {
-		return err
-	}
-	if c.before(40) {
-		req.PidsLimit = nil
-	}
-	if err := refuse("", req.Resources, resourceRules); err != nil {
-		return err
-	}
-	if !req.RestartPolicy.IsNone() {
-		return errdefs.ErrNotImplemented.WithMessage("RestartPolicy is not supported yet: " + hostRules["RestartPolicy"].why)
-	}
-	if len(req.Ulimits) > 0 {
-		return invalid("Ulimits can't be changed while the container exists")
-	}
-	ct, err := a.Containers.Get(c.name)
-	if err != nil {
-		return err
-	}
-	if err := a.Containers.Update(c.ctx(), ct.ID, resources(ct.Spec.Resources, req.Resources)); err != nil {
-		return err
-	}
-	return c.json(http.StatusOK, container.UpdateResponse{Warnings: []string{}})
 }

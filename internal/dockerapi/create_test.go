@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/moby/moby/api/types/blkiodev"
 	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/network"
 	"github.com/moby/moby/client"
@@ -61,9 +62,7 @@ func TestRefusedFieldsAreNamed(t *testing.T) {
 		{`"HostConfig":{"Binds":["/a:/b"]}`, "HostConfig.Binds"},
 		{`"HostConfig":{"PortBindings":{"80/tcp":[{"HostPort":"8080"}]}}`, "HostConfig.PortBindings"},
 		{`"HostConfig":{"PublishAllPorts":true}`, "HostConfig.PublishAllPorts"},
-		{`"HostConfig":{"RestartPolicy":{"Name":"always"}}`, "HostConfig.RestartPolicy"},
 		{`"HostConfig":{"NetworkMode":"host"}`, "HostConfig.NetworkMode"},
-		{`"HostConfig":{"NetworkMode":"container:x"}`, "HostConfig.NetworkMode"},
 		{`"HostConfig":{"IpcMode":"host"}`, "HostConfig.IpcMode"},
 		{`"HostConfig":{"PidMode":"host"}`, "HostConfig.PidMode"},
 		{`"HostConfig":{"CgroupnsMode":"host"}`, "HostConfig.CgroupnsMode"},
@@ -77,6 +76,9 @@ func TestRefusedFieldsAreNamed(t *testing.T) {
 		{`"HostConfig":{"DeviceRequests":[{"Count":-1}]}`, "HostConfig.DeviceRequests"},
 		{`"HostConfig":{"CgroupParent":"x"}`, "HostConfig.CgroupParent"},
 		{`"HostConfig":{"BlkioWeight":10}`, "HostConfig.BlkioWeight"},
+		{`"HostConfig":{"BlkioDeviceReadBps":[{"Path":"/dev/sda","Rate":1}]}`, "HostConfig.BlkioDeviceReadBps: /dev/sda"},
+		{`"HostConfig":{"BlkioDeviceWriteIOps":[{"Path":"/dev/sda","Rate":1}]}`, "HostConfig.BlkioDeviceWriteIOps: /dev/sda"},
+		{`"HostConfig":{"PidMode":"private"}`, "HostConfig.PidMode"},
 		{`"HostConfig":{"CpuRealtimePeriod":10}`, "HostConfig.CpuRealtimePeriod"},
 		{`"HostConfig":{"MemorySwappiness":10}`, "HostConfig.MemorySwappiness"},
 		{`"HostConfig":{"OomKillDisable":true}`, "HostConfig.OomKillDisable"},
@@ -154,8 +156,11 @@ func TestCreateMapsEveryHonouredField(t *testing.T) {
 		MaskedPaths: []string{"/m"}, ReadonlyPaths: []string{"/r"}, Init: &yes,
 		Resources: container.Resources{
 			CPUShares: 512, Memory: 64 << 20, NanoCPUs: 5e8, CpusetCpus: "0", MemoryReservation: 32 << 20, MemorySwap: -1, PidsLimit: &pids,
-			Ulimits: []*container.Ulimit{{Name: "nofile", Soft: 10, Hard: 20}},
+			Ulimits:            []*container.Ulimit{{Name: "nofile", Soft: 10, Hard: 20}},
+			BlkioDeviceReadBps: []*blkiodev.ThrottleDevice{{Path: "/", Rate: 1}}, BlkioDeviceWriteBps: []*blkiodev.ThrottleDevice{{Path: "/", Rate: 2}},
+			BlkioDeviceReadIOps: []*blkiodev.ThrottleDevice{{Path: "/", Rate: 3}}, BlkioDeviceWriteIOps: []*blkiodev.ThrottleDevice{{Path: "/", Rate: 4}},
 		},
+		IpcMode: "private", PidMode: "pod",
 	}
 	w.create(t, "web", cfg, host)
 	ct, _ := w.set.Get("web")
@@ -168,8 +173,10 @@ func TestCreateMapsEveryHonouredField(t *testing.T) {
 		Tmpfs: map[string]string{"/t": "size=1m"}, ShmBytes: 1 << 20, DiskBytes: 1 << 30, Kernel: "/boot/vmlinuz", Privileged: true, CapAdd: []string{"CAP_NET_ADMIN"},
 		CapDrop: []string{"ALL"}, NoNewPrivs: true, Seccomp: "unconfined", MaskedPaths: []string{"/m"}, ReadonlyPaths: []string{"/r"},
 		Ulimits: []pod.Ulimit{{Name: "nofile", Soft: 10, Hard: 20}}, Sysctls: map[string]string{"net.x": "1"}, OOMScoreAdj: 5,
-		Resources: pod.Resources{MemoryBytes: 64 << 20, MemorySwapBytes: -1, MemoryReservationBytes: 32 << 20, NanoCPUs: 5e8, CPUShares: 512, CPUSet: "0", PIDs: 50},
-		Log:       pod.LogConfig{Driver: "json-file", MaxBytes: 1 << 20, MaxFiles: 3},
+		Resources: pod.Resources{MemoryBytes: 64 << 20, MemorySwapBytes: -1, MemoryReservationBytes: 32 << 20, NanoCPUs: 5e8, CPUShares: 512, CPUSet: "0", PIDs: 50,
+			IO: pod.IOLimit{ReadBytes: 1, WriteBytes: 2, Reads: 3, Writes: 4}},
+		IPCMode: "private", PIDMode: "pod",
+		Log: pod.LogConfig{Driver: "json-file", MaxBytes: 1 << 20, MaxFiles: 3},
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Error(diff)

@@ -71,11 +71,13 @@ func (zeros) Read(p []byte) (int, error) { clear(p); return len(p), nil }
 
 // A fakeSet is pods in memory; its processes are programs.
 type fakeSet struct {
-	dir string
-	bus *event.Bus
+	pod.Pods // those that are not here are not called
+	dir      string
+	bus      *event.Bus
 
 	mu         sync.Mutex
 	containers []*fakeContainer
+	pods       []pod.PodInfo
 	execs      map[string]*pod.Exec
 	resized    [][2]uint
 	attached   int // attachments now
@@ -132,7 +134,7 @@ func (s *fakeSet) Create(_ context.Context, o pod.CreateOptions) (string, []stri
 		return "", nil, conflict("Conflict. The container name \"/%s\" is already in use", name)
 	}
 	c := &fakeContainer{
-		Container: pod.Container{ID: id, Name: name, PodID: "pod", Created: time.Now(), Spec: o.Spec, Status: pod.StatusCreated, Disk: filepath.Join(s.dir, id)},
+		Container: pod.Container{ID: id, Name: name, PodID: cmp.Or(o.Pod, "pod"+id[:8]), Created: time.Now(), Spec: o.Spec, Status: pod.StatusCreated, Disk: filepath.Join(s.dir, id)},
 		started:   make(chan struct{}), ended: make(chan struct{}), killed: make(chan struct{}), removed: make(chan struct{}),
 	}
 	if err := os.WriteFile(c.Disk, make([]byte, 8192), 0o600); err != nil {

@@ -34,8 +34,8 @@ const (
 	whyNetworks = "only the networks bridge and none are there"
 	whyDevices  = "a container is in a virtual machine, which has no devices of the host"
 	whyWindows  = "it is for Windows containers"
-	whyShared   = "a container has a virtual machine of its own, whose namespaces nothing else is in"
-	whyBlkio    = "disk throttling comes in a later release"
+	whyShared   = "there is a virtual machine between a container and the host"
+	whyBlkio    = "a container's disk is its own, weighed against nothing"
 )
 
 // configRules are for container.Config.
@@ -63,6 +63,7 @@ var hostRules = map[string]rule{
 	"OomScoreAdj": {fate: honoured}, "Privileged": {fate: honoured}, "ReadonlyRootfs": {fate: honoured}, "SecurityOpt": {fate: honoured},
 	"StorageOpt": {fate: honoured}, "Tmpfs": {fate: honoured}, "ShmSize": {fate: honoured}, "Sysctls": {fate: honoured},
 	"Mounts": {fate: honoured}, "MaskedPaths": {fate: honoured}, "ReadonlyPaths": {fate: honoured}, "Init": {fate: honoured},
+	"RestartPolicy": {fate: honoured}, "IpcMode": {fate: honoured}, "PidMode": {fate: honoured},
 
 	"ContainerIDFile": {fate: noEffect}, // the client writes it
 
@@ -72,10 +73,7 @@ var hostRules = map[string]rule{
 	"PortBindings":    {fate: later, why: "publishing ports comes in a later release"},
 	"PublishAllPorts": {fate: later, why: "publishing ports comes in a later release"},
 	"Links":           {fate: later, why: "containers have no names for each other yet"},
-	"RestartPolicy":   {fate: later, why: `only the policy "no" is`, harmless: []string{"{no 0}"}},
 	"Umask":           {fate: later, why: "set it in the container"},
-	"IpcMode":         {fate: later, why: whyShared, harmless: []string{"private", "shareable"}},
-	"PidMode":         {fate: later, why: whyShared},
 	"CgroupnsMode":    {fate: never, why: whyShared, harmless: []string{"private"}},
 	"Cgroup":          {fate: never, why: whyShared},
 	"UTSMode":         {fate: never, why: whyShared},
@@ -89,26 +87,24 @@ var resourceRules = map[string]rule{
 	"CPUShares": {fate: honoured}, "Memory": {fate: honoured}, "NanoCPUs": {fate: honoured}, "CPUPeriod": {fate: honoured},
 	"CPUQuota": {fate: honoured}, "CpusetCpus": {fate: honoured}, "MemoryReservation": {fate: honoured}, "MemorySwap": {fate: honoured},
 	"PidsLimit": {fate: honoured}, "Ulimits": {fate: honoured},
+	"BlkioDeviceReadBps": {fate: honoured}, "BlkioDeviceWriteBps": {fate: honoured},
+	"BlkioDeviceReadIOps": {fate: honoured}, "BlkioDeviceWriteIOps": {fate: honoured},
 
-	"CgroupParent":         {fate: never, why: "the container's cgroup is inside its virtual machine"},
-	"BlkioWeight":          {fate: later, why: whyBlkio},
-	"BlkioWeightDevice":    {fate: later, why: whyBlkio},
-	"BlkioDeviceReadBps":   {fate: later, why: whyBlkio},
-	"BlkioDeviceWriteBps":  {fate: later, why: whyBlkio},
-	"BlkioDeviceReadIOps":  {fate: later, why: whyBlkio},
-	"BlkioDeviceWriteIOps": {fate: later, why: whyBlkio},
-	"CPURealtimePeriod":    {fate: never, why: "cgroup v2 has no real-time limits"},
-	"CPURealtimeRuntime":   {fate: never, why: "cgroup v2 has no real-time limits"},
-	"CpusetMems":           {fate: never, why: "the virtual machine has one memory node", harmless: []string{"0"}},
-	"Devices":              {fate: later, why: whyDevices},
-	"DeviceCgroupRules":    {fate: later, why: whyDevices},
-	"DeviceRequests":       {fate: later, why: whyDevices},
-	"MemorySwappiness":     {fate: never, why: "cgroup v2 has no swappiness of a container", harmless: []string{"-1"}},
-	"OomKillDisable":       {fate: never, why: "cgroup v2 can't disable the OOM killer"},
-	"CPUCount":             {fate: never, why: whyWindows},
-	"CPUPercent":           {fate: never, why: whyWindows},
-	"IOMaximumIOps":        {fate: never, why: whyWindows},
-	"IOMaximumBandwidth":   {fate: never, why: whyWindows},
+	"CgroupParent":       {fate: never, why: "the container's cgroup is inside its virtual machine"},
+	"BlkioWeight":        {fate: later, why: whyBlkio},
+	"BlkioWeightDevice":  {fate: later, why: whyBlkio},
+	"CPURealtimePeriod":  {fate: never, why: "cgroup v2 has no real-time limits"},
+	"CPURealtimeRuntime": {fate: never, why: "cgroup v2 has no real-time limits"},
+	"CpusetMems":         {fate: never, why: "the virtual machine has one memory node", harmless: []string{"0"}},
+	"Devices":            {fate: later, why: whyDevices},
+	"DeviceCgroupRules":  {fate: later, why: whyDevices},
+	"DeviceRequests":     {fate: later, why: whyDevices},
+	"MemorySwappiness":   {fate: never, why: "cgroup v2 has no swappiness of a container", harmless: []string{"-1"}},
+	"OomKillDisable":     {fate: never, why: "cgroup v2 can't disable the OOM killer"},
+	"CPUCount":           {fate: never, why: whyWindows},
+	"CPUPercent":         {fate: never, why: whyWindows},
+	"IOMaximumIOps":      {fate: never, why: whyWindows},
+	"IOMaximumBandwidth": {fate: never, why: whyWindows},
 }
 
 // endpointRules are for network.EndpointSettings.

@@ -1,6 +1,8 @@
 package dockerapi
 
 import (
+	"cmp"
+	"context"
 	"encoding/json"
 	"net/http"
 	"net/netip"
@@ -10,6 +12,7 @@ import (
 
 	"github.com/distribution/reference"
 	units "github.com/docker/go-units"
+	"github.com/moby/moby/api/types/blkiodev"
 	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/mount"
 	"github.com/moby/moby/api/types/network"
@@ -27,9 +30,11 @@ type inspectResponse struct {
 
 // hyperInfo is Hyper's own part of an inspect answer.
 type hyperInfo struct {
-	Pod  string `json:"pod"`
-	Disk string `json:"disk"`         // the writable disk, on the host
-	VM   *vm    `json:"vm,omitempty"` // while it runs
+	Pod     string   `json:"pod"`
+	PodName string   `json:"podName,omitempty"` // of a pod that was made as such
+	Disk    string   `json:"disk"`              // the writable disk, on the host
+	VM      *vm      `json:"vm,omitempty"`      // while it runs
+	Why     *pod.Why `json:"why,omitempty"`     // it ended, or didn't start
 }
 
 type vm struct {
@@ -70,6 +75,7 @@ func (a *api) inspect(c *call) error {
 		NetworkSettings: networkSettings{NetworkSettings: &container.NetworkSettings{Ports: network.PortMap{}, Networks: endpoints(ct)}},
 		Hyper:           hyperInfo{Pod: ct.PodID, Disk: ct.Disk},
 	}
+	a.inspectPod(c.ctx(), ct, &out)
 	if len(ct.Spec.Args) > 0 {
 		out.Path, out.Args = ct.Spec.Args[0], slices.Clone(ct.Spec.Args[1:])
 	}
@@ -96,6 +102,24 @@ func (a *api) inspect(c *call) error {
 		out.SizeRw, out.SizeRootFs = &rw, &root
 	}
 	return c.json(http.StatusOK, out)
+}
+
+// inspectPod adds what there is to say of the container's pod, and why the
+// container ended. Neither is worth an error.
+func (a *api) inspectPod(ctx context.Context, ct pod.Container, out *inspectResponse) {
+	if a.pods == nil {
+		return
+	}
+	if p, err := a.pods.GetPod(ct.PodID); err == nil && p.Name != "" {
+		out.Hyper.PodName = p.Name
+		out.Config.Hostname = cmp.Or(p.Spec.Hostname, p.Name)
+	}
+	if ct.Status == pod.StatusRunning || ct.Status == pod.StatusPaused || ct.Status == pod.StatusCreated && ct.Error == "" {
+		return
+	}
+	if why, err := a.pods.Why(ctx, ct.ID); err == nil {
+		out.Hyper.Why = &why
+	}
 }
 
 func state(ct pod.Container) *container.State {
@@ -127,7 +151,20 @@ func edgeOf(ct pod.Container) edgeRecord {
 	if h.PidsLimit = nil; r.PIDs > 0 {
 		h.PidsLimit = &r.PIDs
 	}
+	h.BlkioDeviceReadBps, h.BlkioDeviceWriteBps = throttle(r.IO.ReadBytes), throttle(r.IO.WriteBytes)
+	h.BlkioDeviceReadIOps, h.BlkioDeviceWriteIOps = throttle(r.IO.Reads), throttle(r.IO.Writes)
+	restart := ct.Spec.Restart
+	h.RestartPolicy = container.RestartPolicy{
+		Name: cmp.Or(container.RestartPolicyMode(restart.Policy), container.RestartPolicyDisabled), MaximumRetryCount: restart.Max,
+	}
 	return e
+}
+
+func throttle(rate uint64) []*blkiodev.ThrottleDevice {
+	if rate == 0 {
+		return nil
+	}
+	return []*blkiodev.ThrottleDevice{{Path: "/", Rate: rate}}
 }
 
 func fromSpec(s pod.Spec) edgeRecord {

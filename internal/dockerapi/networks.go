@@ -32,6 +32,9 @@ func hashID(s string) string {
 
 // networkName is how Docker's clients call the network of a spec.
 func networkName(s pod.Spec) string {
+	if s.JoinNet != "" {
+		return "container:" + s.JoinNet
+	}
 	if s.Network == network.NetworkNone {
 		return network.NetworkNone
 	}
@@ -109,8 +112,12 @@ func (a *api) inspectNetwork(c *call) error {
 	return notFound("network %s not found", c.name)
 }
 
-// endpoints are a container's networks as inspect and list show them.
+// endpoints are a container's networks as inspect and list show them. One that
+// joined another's network has none of its own.
 func endpoints(ct pod.Container) map[string]*network.EndpointSettings {
+	if ct.Spec.JoinNet != "" {
+		return map[string]*network.EndpointSettings{}
+	}
 	name := networkName(ct.Spec)
 	ep := &network.EndpointSettings{}
 	if ct.Status == pod.StatusRunning || ct.Status == pod.StatusPaused {
