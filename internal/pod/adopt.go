@@ -27,6 +27,13 @@ func (s *Set) Adopt(ctx context.Context) error {
 			s.know(rec)
 		}
 	}
+	pods, err := store.Load[podRecord](s.cfg.Store, bucketPods)
+	if err != nil {
+		return err
+	}
+	for _, rec := range pods {
+		s.knowPod(rec)
+	}
 	vms, err := store.Load[vmRecord](s.cfg.Runtime, bucketVMs)
 	if err != nil {
 		return err
@@ -55,7 +62,7 @@ func (s *Set) Adopt(ctx context.Context) error {
 }
 
 func (s *Set) newContainer(rec record) *container {
-	return &container{set: s, id: rec.ID, rec: rec, started: make(chan struct{}), out: [2]*fanout{{}, {}}}
+	return &container{set: s, id: rec.ID, podID: rec.PodID, rec: rec, started: make(chan struct{}), out: [2]*fanout{{}, {}}}
 }
 
 func (s *Set) know(rec record) {
@@ -64,6 +71,14 @@ func (s *Set) know(rec record) {
 	defer s.mu.Unlock()
 	s.containers[rec.ID] = c
 	s.names[rec.Name] = rec.ID
+	s.podLocked(rec.PodID)
+}
+
+func (s *Set) knowPod(rec podRecord) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.podLocked(rec.ID).rec = rec
+	s.podNames[rec.Name] = rec.ID
 }
 
 func (s *Set) restoreNetwork(ctx context.Context, vms map[string]vmRecord) error {
@@ -81,36 +96,103 @@ func (s *Set) restoreNetwork(ctx context.Context, vms map[string]vmRecord) error
 
 // adoptVM takes over the VM of a record, or gives back what is left of it.
 func (s *Set) adoptVM(ctx context.Context, rec vmRecord, execs map[string]execRecord) error {
-	var c *container
-	for id := range rec.Containers {
-		s.mu.Lock()
-		c = s.containers[id]
-		s.mu.Unlock()
-	}
+	s.mu.Lock()
+	p := s.pods[rec.PodID]
+	s.mu.Unlock()
 	vm, err := s.adopted(ctx, rec)
 	if err != nil {
 		return err
 	}
-	if c == nil || vm == nil || rec.Containers[c.id].Ended != nil {
-		// Nothing ran in it yet, or it is gone, or nothing runs in it any more.
-		if c != nil && !c.rec.FinishedAt.After(rec.Containers[c.id].StartedAt) {
-			c.lost(rec.Containers[c.id])
+	var running []*container
+	for _, c := range s.members(rec.PodID) {
+		rr, ok := rec.Containers[c.id]
+		switch {
+		case !ok || rr.PID == 0: // not in it, or never started
+		case vm == nil || rr.Ended != nil:
+			if !c.rec.FinishedAt.After(rr.StartedAt) {
+				c.lost(rr)
+			}
+		default:
+			running = append(running, c)
+		}
+	}
+	if p == nil || vm == nil || len(running) == 0 && !(p.explicit() && p.rec.Wanted) {
+		if vm == nil && p != nil && p.explicit() {
+			p.lost()
 		}
 		return s.reclaim(ctx, rec, vm)
 	}
 	m := newMachine(s, rec, vm)
-	c.op.Lock()
-	defer c.op.Unlock()
-	if err := c.enter(m, false); err != nil {
-		c.reclaimed = m.destroy(ctx)
+	p.op.Lock()
+	defer p.op.Unlock()
+	p.setMachine(m)
+	if p.explicit() {
+		s.background.Go(func() { p.watch(m) })
+	}
+	if err := s.adoptContainers(ctx, p, m, running, execs); err != nil {
+		p.destroyMachine(ctx)
 		return err
 	}
-	for id, e := range execs {
-		if e.ContainerID == c.id {
-			c.adoptExec(id, e)
+	return nil
+}
+
+// adoptContainers goes on with what runs in an adopted VM and takes out what does not.
+// Precondition: p.op is held.
+func (s *Set) adoptContainers(ctx context.Context, p *pod, m *machine, running []*container, execs map[string]execRecord) error {
+	for _, c := range running {
+		c.op.Lock()
+		err := c.enter(m, nil, nil)
+		c.op.Unlock()
+		if err != nil {
+			return err
+		}
+		for id, e := range execs {
+			if e.ContainerID == c.id {
+				c.adoptExec(id, e)
+			}
+		}
+	}
+	users := map[string]bool{"": true}
+	for _, c := range running {
+		users[c.id] = true
+	}
+	for _, v := range p.record().Spec.Volumes {
+		users[volumeUser(v)] = true
+	}
+	stale := map[string]bool{}
+	rec := m.record()
+	for id := range rec.Containers {
+		stale[id] = !users[id]
+	}
+	for _, sl := range rec.Slots {
+		for _, u := range sl.Users {
+			stale[u] = !users[u]
+		}
+	}
+	for user, is := range stale {
+		if is {
+			s.background.Go(func() { p.evict(m, user) })
 		}
 	}
 	return nil
+}
+
+// evict takes a container out of a VM that a hyperd was killed over starting
+// or ending it.
+func (p *pod) evict(m *machine, id string) {
+	p.op.Lock()
+	defer p.op.Unlock()
+	ctx := m.ctx
+	err := m.deleteContainer(ctx, id)
+	if err == nil {
+		err = m.vacate(ctx, id)
+	}
+	if err == nil {
+		err = m.update(func(r *vmRecord) { delete(r.Containers, id) })
+	}
+	if err != nil && ctx.Err() == nil {
+		p.set.log.Error("take what is left of a container out of its VM", "container", id, "err", err)
+	}
 }
 
 // adopted returns the VM of a record, nil when it is gone.
@@ -137,10 +219,10 @@ func (s *Set) adopted(ctx context.Context, rec vmRecord) (vmm.VM, error) {
 // lost records that a container's VM ended while no hyperd was there to see.
 func (c *container) lost(rr runRecord) {
 	c.mu.Lock()
-	c.rec.Status, c.rec.ExitCode, c.rec.StartedAt, c.rec.FinishedAt = StatusExited, 255, rr.StartedAt, time.Now()
-	c.rec.Error = "the virtual machine ended while hyperd was not running"
+	c.rec.Status, c.rec.StartedAt = StatusExited, rr.StartedAt
+	c.rec.End = End{Cause: CauseHost, ExitCode: 255, Error: "the virtual machine ended while hyperd was not running", FinishedAt: time.Now()}
 	if e := rr.Ended; e != nil {
-		c.rec.ExitCode, c.rec.OOMKilled, c.rec.FinishedAt, c.rec.Error = e.Code, e.OOM, e.At, ""
+		c.rec.End = *e
 	}
 	c.mu.Unlock()
 	if err := c.save(); err != nil {
@@ -176,8 +258,8 @@ func (s *Set) settleStale() {
 		stale := c.run == nil
 		changed := stale && (c.rec.Status == StatusRunning || c.rec.Status == StatusPaused)
 		if changed {
-			c.rec.Status, c.rec.ExitCode, c.rec.FinishedAt = StatusExited, 255, time.Now()
-			c.rec.Error = "the host went down while it ran"
+			c.rec.Status = StatusExited
+			c.rec.End = End{Cause: CauseHost, ExitCode: 255, Error: "the host went down while it ran", FinishedAt: time.Now()}
 		}
 		if c.rec.Status == StatusRemoving {
 			c.rec.Status, changed = StatusExited, true
@@ -209,9 +291,12 @@ func (s *Set) sweep(ctx context.Context, vms map[string]vmRecord) error {
 	for id := range s.containers {
 		keep[s.cfg.Layout.Container(id)] = true
 	}
+	for id := range s.pods {
+		keep[s.cfg.Layout.PodDisks(id)] = true
+	}
 	s.mu.Unlock()
 	sweeper, _ := s.cfg.Driver.(vmm.Sweeper)
-	for _, dir := range []string{s.cfg.Layout.Pods(), s.cfg.Layout.Containers()} {
+	for _, dir := range []string{s.cfg.Layout.Pods(), s.cfg.Layout.Containers(), s.cfg.Layout.AllPodDisks()} {
 		entries, err := os.ReadDir(dir)
 		if err != nil && !errors.Is(err, os.ErrNotExist) {
 			return err

@@ -5,9 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"strings"
 	"time"
 
-	"github.com/containerd/errdefs"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/hyper-run/hyper/internal/host"
@@ -25,28 +25,74 @@ const (
 	RoadBoot  Road = "boot"
 )
 
-// machineFor returns a VM as planned, which may not have answered yet. On error
-// nothing is left but what reclaim gives back in the background.
-func (s *Set) machineFor(ctx context.Context, c *container, p *plan, tr *trace) (*machine, error) {
-	if m := s.warm.take(p); m != nil {
-		release, err := s.cfg.Memory.Admit(p.reserved)
+// inNewVM gets a VM as planned, has use do the first thing in it, and makes it
+// the pod's. A clone that never answers is replaced by a VM that boots. On error nothing is left but what
+// reclaim gives back in the background. Precondition: p.op is held.
+func (p *pod) inNewVM(ctx context.Context, pl *plan, tr *trace, use func(*machine) error) error {
+	s := p.set
+	p.waitReclaimed()
+	tr.stage("wait")
+	err := p.tryNewVM(ctx, pl, tr, use)
+	var spoiled *spoiledError
+	if !errors.As(err, &spoiled) {
+		return err
+	}
+	// A template that does not make good clones costs this start some time, no more.
+	s.log.Warn("boot instead of a clone", "pod", p.id, "template", spoiled.t.ID, "err", spoiled.err)
+	why, _, _ := strings.Cut(spoiled.err.Error(), "\n")
+	pl.cold = "its template did not work: " + why
+	p.waitReclaimed()
+	err = p.tryNewVM(ctx, pl, tr, use)
+	if err == nil {
+		s.cfg.Templates.Spoiled(spoiled.t, spoiled.err) // since it was not the host's fault
+	}
+	return err
+}
+
+// A spoiledError says that a clone never answered, though a VM that boots may.
+type spoiledError struct {
+	t   *template.Template
+	err error
+}
+
+func (e *spoiledError) Error() string { return e.err.Error() }
+func (e *spoiledError) Unwrap() error { return e.err }
+
+func (p *pod) tryNewVM(ctx context.Context, pl *plan, tr *trace, use func(*machine) error) error {
+	m, err := p.newMachine(ctx, pl, tr)
+	if err != nil {
+		return err
+	}
+	p.setMachine(m)
+	if err := use(m); err != nil {
+		p.destroyMachine(ctx)
+		return err
+	}
+	return nil
+}
+
+// newMachine returns a VM as planned, which may not have answered yet.
+func (p *pod) newMachine(ctx context.Context, pl *plan, tr *trace) (*machine, error) {
+	s := p.set
+	if m := s.warm.take(pl); m != nil {
+		release, err := s.cfg.Memory.Admit(pl.size.reserved)
 		if err == nil {
-			err = m.occupy(ctx, c, p)
+			err = m.occupy(ctx, p.id, pl)
 			release()
 		}
 		tr.stage("fill")
 		if err == nil {
 			return m, nil
 		}
-		s.log.Warn("a warm VM could not be used", "vm", m.rec.ID, "err", err)
+		s.log.Warn("a warm VM could not be used", "vm", m.id(), "err", err)
 		m.destroy(ctx)
 	}
-	m, err := s.newVM(ctx, c.rec.PodID)
+	m, err := s.newVM(p.id, pl)
 	if err != nil {
 		return nil, err
 	}
-	if err := m.bringUp(ctx, c.spec().Network, p, tr); err != nil {
-		c.reclaimed = m.destroy(ctx)
+	if err := m.bringUp(ctx, pl, tr); err != nil {
+		p.reclaimed = m.destroy(ctx)
 		return nil, err
 	}
 	return m, nil
@@ -54,9 +100,15 @@ func (s *Set) machineFor(ctx context.Context, c *container, p *plan, tr *trace) 
 
 // newVM puts the record of a VM that is to be made; podID is "" as long as it
 // belongs to no pod.
-func (s *Set) newVM(_ context.Context, podID string) (*machine, error) {
+func (s *Set) newVM(podID string, pl *plan) (*machine, error) {
 	m := newMachine(s, vmRecord{ID: short(newID()), PodID: podID, Containers: map[string]runRecord{}}, nil)
-	if err := m.save(); err != nil {
+	m.fresh = true
+	err := m.update(func(r *vmRecord) {
+		if pl.first != nil {
+			r.Containers[pl.first.user] = runRecord{}
+		}
+	})
+	if err != nil {
 		return nil, err
 	}
 	return m, nil
@@ -66,26 +118,27 @@ func (s *Set) newVM(_ context.Context, podID string) (*machine, error) {
 func short(id string) string { return id[:12] }
 
 // bringUp makes the VM: all it needs, then a clone, or one that boots.
-func (m *machine) bringUp(ctx context.Context, network string, p *plan, tr *trace) error {
+func (m *machine) bringUp(ctx context.Context, pl *plan, tr *trace) error {
 	s := m.set
-	m.trace = tr
-	release, err := s.admit(p)
+	release, err := s.admit(pl)
 	if err != nil {
 		return err
 	}
 	defer release()
-	cfg := vmm.Config{ID: m.rec.ID, Dir: s.cfg.Layout.Pod(m.rec.ID), Accel: s.cfg.Accel, Disks: p.disks()}
+	cfg := vmm.Config{ID: m.id(), Dir: s.cfg.Layout.Pod(m.id()), Accel: s.cfg.Accel, Disks: pl.first.disks()}
 	defer func() { closeFiles(cfg.Procs) }()
 	var t *template.Template
 	var g errgroup.Group
-	g.Go(func() error { return m.attach(ctx, network, &cfg) })
+	if pl.shape.NIC {
+		g.Go(func() error { return m.attach(ctx, &cfg) })
+	}
 	g.Go(func() error { return os.Mkdir(cfg.Dir, 0o700) })
 	g.Go(func() (err error) {
-		cfg.Procs, err = s.cfg.Groups.Create(m.rec.ID, hostLimits(p.memory, p.shape.MemMiB, p.quota))
+		cfg.Procs, err = s.cfg.Groups.Create(m.id(), pl.size.onHost(pl.shape.MemMiB))
 		return err
 	})
 	g.Go(func() (err error) {
-		t, err = s.template(ctx, p)
+		t, err = s.template(ctx, pl)
 		return err
 	})
 	err = g.Wait()
@@ -94,15 +147,16 @@ func (m *machine) bringUp(ctx context.Context, network string, p *plan, tr *trac
 		return err
 	}
 	tr.stage("prepare")
-	m.rec.Info = VMInfo{Kernel: p.boot.Kernel, KernelName: p.boot.Name, Road: RoadClone}
+	info := VMInfo{Kernel: pl.boot.Kernel, KernelName: pl.boot.Name, Road: RoadClone}
 	if t != nil {
 		t.Clone(&cfg)
-		m.template, m.rec.Info.Template = t, t.ID
+		m.template, info.Template = t, t.ID
 	} else {
-		m.bootConfig(p, &cfg)
+		info.Road, info.Cold = RoadBoot, pl.cold
+		bootConfig(pl, &cfg)
 	}
-	m.rec.Info.CPUs, m.rec.Info.MemMiB = cfg.CPUs, cfg.MemMiB
-	err = m.boot(ctx, cfg)
+	info.CPUs, info.MemMiB = cfg.CPUs, cfg.MemMiB
+	err = m.boot(ctx, cfg, info, pl)
 	tr.stage("vmm")
 	var refused *vmm.StartError
 	if errors.As(err, &refused) {
@@ -121,14 +175,14 @@ func (m *machine) cloneFailed(ctx context.Context, err error) error {
 }
 
 // template finds what to clone; nil when the VM has to boot, p.cold then says why.
-func (s *Set) template(ctx context.Context, p *plan) (*template.Template, error) {
-	if p.cold != "" {
+func (s *Set) template(ctx context.Context, pl *plan) (*template.Template, error) {
+	if pl.cold != "" {
 		return nil, nil
 	}
-	t, err := s.cfg.Templates.Find(ctx, p.shape)
+	t, err := s.cfg.Templates.Find(ctx, pl.shape)
 	var notReady *template.NotReadyError
 	if errors.As(err, &notReady) {
-		p.cold = notReady.Error()
+		pl.cold = notReady.Error()
 		return nil, nil
 	}
 	return t, err
@@ -136,12 +190,15 @@ func (s *Set) template(ctx context.Context, p *plan) (*template.Template, error)
 
 // bootConfig completes cfg for a VM that boots: no larger than needed, since
 // a kernel takes longer to boot in a large one.
-func (m *machine) bootConfig(p *plan, cfg *vmm.Config) {
-	m.rec.Info.Road, m.rec.Info.Cold = RoadBoot, p.cold
-	cfg.Kernel, cfg.Initrd, cfg.Cmdline, cfg.Machine = p.boot.Kernel, p.boot.Initrd, p.shape.Cmdline, p.shape.Machine
-	cfg.CPUs = p.cpus
+func bootConfig(pl *plan, cfg *vmm.Config) {
+	sh := pl.shape
+	cfg.Kernel, cfg.Initrd, cfg.Cmdline, cfg.Machine, cfg.Plug = pl.boot.Kernel, pl.boot.Initrd, sh.Cmdline, sh.Machine, sh.Plug
+	cfg.CPUs = pl.size.cpus
+	if pl.first == nil {
+		cfg.Disks = sh.Slots() // for the containers that are to come
+	}
 	const step = 128
-	for cfg.MemMiB = step; vmRoom(cfg.MemMiB) < p.memory; {
+	for cfg.MemMiB = step; vmRoom(cfg.MemMiB) < pl.size.memory; {
 		cfg.MemMiB += step
 	}
 }
@@ -150,39 +207,35 @@ func (m *machine) bootConfig(p *plan, cfg *vmm.Config) {
 const startBytes = 64 * mib
 
 // admit makes sure that the host has the memory, before anything is begun.
-func (s *Set) admit(p *plan) (release func(), err error) {
-	release, err = s.cfg.Memory.Admit(startBytes + p.reserved)
+func (s *Set) admit(pl *plan) (release func(), err error) {
+	release, err = s.cfg.Memory.Admit(startBytes + pl.size.reserved)
 	if err != nil {
 		return nil, fmt.Errorf("start a virtual machine: %w", err)
 	}
 	return release, nil
 }
 
-// hostLimits bound what the processes of a VM of memMiB may take: what the pod may, what the
+// onHost bounds what the processes of a VM of memMiB may take: what the pod may, what the
 // kernel's map of the VM's memory takes, and what the VMM needs for itself, emulation included.
-func hostLimits(memory int64, memMiB int, quota float64) host.Limits {
+func (z size) onHost(memMiB int) host.Limits {
 	const vmmBytes, vmmCPUs = 384 * mib, 0.5
-	l := host.Limits{MemoryBytes: memory + int64(memMiB/64+guestOverhead)*mib + vmmBytes}
-	if quota > 0 {
-		l.CPUs = quota + vmmCPUs
+	l := host.Limits{MemoryBytes: z.memory + int64(memMiB/64+guestOverhead)*mib + vmmBytes}
+	if z.quota > 0 {
+		l.CPUs = z.quota + vmmCPUs
 	}
 	return l
 }
 
-func (m *machine) attach(ctx context.Context, name string, cfg *vmm.Config) error {
-	if name == "none" {
-		return nil
-	}
+func (m *machine) attach(ctx context.Context, cfg *vmm.Config) error {
 	n := m.set.cfg.Network
 	if n == nil {
 		return fmt.Errorf("no network: %w (use --network none)", m.set.cfg.NetworkErr)
 	}
-	a, err := n.Attach(ctx, m.rec.ID)
+	a, err := n.Attach(ctx, m.id())
 	if err != nil {
-		return fmt.Errorf("attach to network %s: %w", name, err)
+		return fmt.Errorf("attach to the network: %w", err)
 	}
-	m.rec.Attachment = &a
-	if err := m.save(); err != nil {
+	if err := m.update(func(r *vmRecord) { r.Attachment = &a }); err != nil {
 		return err
 	}
 	tap, err := n.Open(ctx, a)
@@ -206,7 +259,7 @@ func closeFiles(files []*os.File) {
 }
 
 // boot starts the VM, records it, and begins to talk to the guest.
-func (m *machine) boot(ctx context.Context, cfg vmm.Config) error {
+func (m *machine) boot(ctx context.Context, cfg vmm.Config, info VMInfo, pl *plan) error {
 	m.bootedAt = time.Now()
 	vm, err := m.set.cfg.Driver.Start(ctx, cfg)
 	if err != nil {
@@ -214,20 +267,33 @@ func (m *machine) boot(ctx context.Context, cfg vmm.Config) error {
 	}
 	m.vm = vm
 	h := vm.Handle()
-	m.rec.Handle = &h
-	m.rec.Info.HostPID, m.rec.Info.Accel, m.rec.Info.Machine = h.PID, string(h.Accel), string(h.Machine)
-	return m.save()
+	info.HostPID, info.Accel, info.Machine = h.PID, string(h.Accel), string(h.Machine)
+	return m.update(func(r *vmRecord) {
+		r.Handle, r.Info, r.Slots, r.Memory = &h, info, slotsOf(cfg.Disks, pl.user()), pl.size.memory
+	})
 }
 
-// occupy makes a warm VM the container's.
-func (m *machine) occupy(ctx context.Context, c *container, p *plan) error {
-	f, ok := m.vm.(vmm.Filler)
-	if !ok {
-		return fmt.Errorf("fill slots: %w", errdefs.ErrNotImplemented)
+// user is whom the disks are for that the VM is started with.
+func (pl *plan) user() string {
+	if pl.first == nil {
+		return ""
 	}
-	m.rec.PodID, m.rec.Info.Road = c.rec.PodID, RoadWarm
-	if err := m.set.cfg.Groups.Update(m.rec.ID, hostLimits(p.memory, p.shape.MemMiB, p.quota)); err != nil {
+	return pl.first.user
+}
+
+// occupy makes a warm VM the pod's.
+func (m *machine) occupy(ctx context.Context, podID string, pl *plan) error {
+	if err := m.set.cfg.Groups.Update(m.id(), pl.size.onHost(pl.shape.MemMiB)); err != nil {
 		return err
 	}
-	return f.Fill(ctx, p.disks())
+	err := m.update(func(r *vmRecord) {
+		r.PodID, r.Info.Road, r.Memory = podID, RoadWarm, pl.size.memory
+		if pl.first != nil {
+			r.Containers[pl.first.user] = runRecord{}
+		}
+	})
+	if err != nil || pl.first == nil {
+		return err
+	}
+	return m.place(ctx, pl.first)
 }

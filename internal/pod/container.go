@@ -1,6 +1,7 @@
 package pod
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 	"sync"
@@ -8,7 +9,9 @@ import (
 
 	"github.com/containerd/errdefs"
 
+	"github.com/hyper-run/hyper/internal/keep"
 	"github.com/hyper-run/hyper/internal/logs"
+	"github.com/hyper-run/hyper/internal/vmm"
 )
 
 // Buckets of the stores.
@@ -27,29 +30,55 @@ type record struct {
 	Created      time.Time
 	Spec         Spec
 	Status       Status // created, exited, or running (as last known)
-	ExitCode     int
-	OOMKilled    bool
-	Error        string
+	End                 // of the last run, or of the last start if that failed
 	StartedAt    time.Time
-	FinishedAt   time.Time
-	RestartCount int
+	RestartCount int  // by its policy, since somebody started it
+	Streak       int  // of these, how many came soon after the last
+	Stopped      bool // somebody stopped it: its policy does not start it again
+}
+
+// An End is how a run of a container ended, or a start that failed.
+type End struct {
+	Cause      Cause
+	ExitCode   int
+	Signal     int // that ended the process, 0: none
+	OOMKilled  bool
+	Error      string // one line; "" when the process ended by itself
+	Detail     string // of an OOM, of a probe; what was tried
+	Stage      string // of a start
+	Stderr     string // the VMM's last lines, when the VM was the reason
+	Console    string // the guest kernel's
+	FinishedAt time.Time
+}
+
+// text is all that is to be said of an end that was no exit, "" of one that was.
+func (e End) text() string {
+	if e.Error == "" {
+		return ""
+	}
+	se := vmm.StartError{Err: errors.New(e.Error), Stderr: e.Stderr, Console: e.Console}
+	if e.Cause == CauseStart {
+		se.Tried = e.Detail
+	}
+	return se.Error()
 }
 
 // A container is one container of the Set.
 type container struct {
-	set *Set
-	id  string
+	set   *Set
+	id    string
+	podID string
 
 	// op is held by whoever changes what the container has on the host:
-	// Start, Remove, and the end of a run.
-	op        sync.Mutex
-	reclaimed <-chan struct{} // guarded by op: closed when what the last run had is given back; may be nil
+	// Start, Remove, and the end of a run. It is taken before its pod's.
+	op sync.Mutex
 
 	saving sync.Mutex // held while the record is written or deleted, so that the last state stays
 
 	mu      sync.Mutex // guards what follows
 	rec     record     // rec.Status is the container's state
 	run     *run       // what only a running container has
+	doing   keep.State // starting or stopping, while its keeper does that
 	waiters []waiter
 	removed bool
 	started chan struct{} // closed while it runs
@@ -84,10 +113,13 @@ func (c *container) view() Container {
 	c.mu.Lock()
 	r, run := c.rec, c.run
 	c.mu.Unlock()
+	if r.Status == StatusExited && c.isRestarting() {
+		r.Status = StatusRestarting
+	}
 	v := Container{
 		ID: r.ID, Name: r.Name, PodID: r.PodID, Created: r.Created, Spec: r.Spec,
-		Status: r.Status, ExitCode: r.ExitCode, OOMKilled: r.OOMKilled, Error: r.Error,
-		StartedAt: r.StartedAt, FinishedAt: r.FinishedAt, RestartCount: r.RestartCount,
+		Status: r.Status, ExitCode: r.ExitCode, OOMKilled: r.OOMKilled, Error: r.text(),
+		StartedAt: r.StartedAt, FinishedAt: r.FinishedAt, RestartCount: r.RestartCount, Cause: r.Cause,
 		Disk: c.set.cfg.Layout.ContainerDisk(r.ID),
 	}
 	if r.Spec.Log.Driver != "none" {
@@ -95,12 +127,25 @@ func (c *container) view() Container {
 	}
 	if run != nil {
 		v.PID = run.pid
-		v.Net = networkInfo(run.vm.rec.Attachment)
-		info := run.vm.rec.Info
+		v.Net = networkInfo(run.vm.attachment())
+		info := run.vm.info()
 		v.VM = &info
 		v.Execs = run.execIDs()
+		v.Started, v.Ready, v.Probe = run.checks.view()
+		v.Ready = v.Ready && r.Status == StatusRunning
 	}
 	return v
+}
+
+// isRestarting says that it does not run but will again.
+func (c *container) isRestarting() bool {
+	if !c.spec().keeps() && c.spec().Role != RoleSidecar {
+		return false
+	}
+	p := c.set.podOf(c)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.kept && slices.Contains(p.restarting, c.id)
 }
 
 // spec is what the container shall be. Only its limits ever change.
@@ -176,7 +221,7 @@ func (c *container) release() {
 	r := c.run
 	c.mu.Unlock()
 	if r != nil {
-		r.vm.release()
+		c.set.podOf(c).release()
 		<-r.released
 	}
 }

@@ -1,6 +1,7 @@
 package pod
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -26,20 +27,31 @@ func (s *Set) Create(ctx context.Context, o CreateOptions) (string, []string, er
 	if err := s.check(o.Spec); err != nil {
 		return "", nil, err
 	}
-	if o.Spec.DiskBytes == 0 {
-		o.Spec.DiskBytes = defaultDiskBytes
+	podID, err := s.podFor(o.Pod)
+	if err != nil {
+		return "", nil, err
 	}
-	c := s.newContainer(record{ID: newID(), PodID: newID(), Created: time.Now(), Spec: o.Spec, Status: StatusCreated})
+	c, err := s.newMember(podID, o)
+	if err != nil {
+		return "", nil, err
+	}
+	return c.id, nil, nil
+}
+
+// newMember makes a container in a pod.
+func (s *Set) newMember(podID string, o CreateOptions) (*container, error) {
+	o.Spec.DiskBytes = cmp.Or(o.Spec.DiskBytes, defaultDiskBytes)
+	c := s.newContainer(record{ID: newID(), PodID: podID, Created: time.Now(), Spec: o.Spec, Status: StatusCreated, Stopped: true})
 	c.op.Lock() // who finds it by its name waits until it is whole
 	defer c.op.Unlock()
 	if err := s.claim(c, o.Name); err != nil {
-		return "", nil, err
+		return nil, err
 	}
 	if err := c.make(); err != nil {
-		return "", nil, errors.Join(fmt.Errorf("create container %s: %w", c.rec.Name, err), c.unmake())
+		return nil, errors.Join(fmt.Errorf("create container %s: %w", c.rec.Name, err), c.unmake())
 	}
 	s.publish(c, "create")
-	return c.id, nil, nil
+	return c, nil
 }
 
 // claim gives the container its name and puts it into the Set.
@@ -55,6 +67,9 @@ func (s *Set) claim(c *container, name string) error {
 		return nameTaken(name, id)
 	}
 	c.rec.Name = name
+	if p := s.podLocked(c.podID); p.isRemoved() {
+		return notFound("No such pod: " + c.podID)
+	}
 	s.names[name] = c.id
 	s.containers[c.id] = c
 	return nil
@@ -99,6 +114,7 @@ func (c *container) unmake() error {
 	c.set.mu.Lock()
 	defer c.set.mu.Unlock()
 	delete(c.set.containers, c.id)
+	c.set.dropPodLocked(c.podID)
 	for name, id := range c.set.names { // two of them while it is renamed
 		if id == c.id {
 			delete(c.set.names, name)

@@ -215,7 +215,10 @@ func (e *exec) launch(ctx context.Context, g *guest.Client) error {
 
 // process is the exec's OCI process: the container's, with its own command.
 func (e *exec) process() ([]byte, error) {
-	csp := e.c.spec()
+	csp, err := e.c.startSpec(e.run.vm.attachment())
+	if err != nil {
+		return nil, err
+	}
 	caps, err := capabilities(csp.Privileged || e.spec.Privileged, csp.CapAdd, csp.CapDrop)
 	if err != nil {
 		return nil, err

@@ -11,10 +11,8 @@ import (
 	"github.com/hyper-run/hyper/internal/network"
 )
 
-// files are what Docker puts into every container beside its image.
-func (c *container) files(a *network.Attachment) []*wire.File {
-	sp := c.spec()
-	name := c.hostname()
+// files are what Docker puts into every container beside its image; name is the pod's.
+func files(sp Spec, name string, a *network.Attachment) []*wire.File {
 	full := name
 	if sp.Domainname != "" {
 		full = name + "." + sp.Domainname + " " + name

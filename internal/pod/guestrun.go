@@ -18,42 +18,79 @@ import (
 
 // run has the guest run the container: it is told who it is, mounts the root
 // file system and starts the process, all in one call, which is sent before
-// the guest is known to live. The process is then m.launched.
-func (m *machine) run(ctx context.Context, c *container, p *plan, tr *trace) error {
-	sp := c.spec()
-	create, err := m.createRequest(c, p)
+// the guest is known to live.
+func (m *machine) run(ctx context.Context, c *container, conf *wire.ConfigureRequest, n *needs, tr *trace) (*guest.Process, error) {
+	sp, err := c.startSpec(m.attachment())
 	if err != nil {
-		return err
+		return nil, err
 	}
-	ctx, cancel := context.WithTimeoutCause(ctx, m.set.cfg.StartTimeout,
-		fmt.Errorf("the guest did not answer within %v", m.set.cfg.StartTimeout))
-	defer cancel()
-	stop := m.cancelAtEnd(ctx, cancel)
-	defer stop()
+	create, err := m.createRequest(c, sp, m.placed(n))
+	if err != nil {
+		return nil, err
+	}
+	ctx, done := m.awaitAnswer(ctx)
+	defer done()
+	g, err := m.guest(ctx)
+	if err != nil {
+		return nil, m.noAnswer(ctx, g, err)
+	}
+	answered := m.answered(g)
+	resp, launched, err := g.Launch(ctx, &wire.RunRequest{
+		Configure: conf,
+		Create:    create,
+		Start:     &wire.StartProcessRequest{ContainerId: c.id, User: sp.User, AdditionalGroups: sp.Groups, Stdin: sp.Stdin, Init: sp.Init},
+	}, sp.TTY)
+	if err != nil {
+		return nil, m.noAnswer(ctx, g, err)
+	}
+	at := <-answered
+	if m.info().BootTime == 0 {
+		tr.until("answer", at)
+	}
+	tr.guest(resp)
+	if err := runFailure(resp, sp.Args[0]); err != nil {
+		return nil, err
+	}
+	return launched, m.update(func(r *vmRecord) {
+		if r.Info.BootTime == 0 {
+			r.Info.BootTime = at.Sub(m.bootedAt)
+		}
+		r.Containers[c.id] = runRecord{PID: resp.Pid, StartedAt: time.Now(), Stdin: sp.Stdin}
+	})
+}
+
+// configure is the first call to the guest of a VM that has no container yet.
+func (m *machine) configure(ctx context.Context, conf *wire.ConfigureRequest, tr *trace) error {
+	ctx, done := m.awaitAnswer(ctx)
+	defer done()
 	g, err := m.guest(ctx)
 	if err != nil {
 		return m.noAnswer(ctx, g, err)
 	}
 	answered := m.answered(g)
-	resp, launched, err := g.Launch(ctx, &wire.RunRequest{
-		Configure: m.configuration(c, p),
-		Create:    create,
-		Start:     &wire.StartProcessRequest{ContainerId: c.id, User: sp.User, AdditionalGroups: sp.Groups, Stdin: sp.Stdin, Init: sp.Init},
-	}, sp.TTY)
-	if err != nil {
-		return m.noAnswer(ctx, g, err)
+	if _, err := g.Configure(ctx, conf); err != nil {
+		return m.noAnswer(ctx, g, fmt.Errorf("configure guest: %w", err))
 	}
-	m.launched = launched
-	if at := <-answered; m.rec.Info.BootTime == 0 {
-		m.rec.Info.BootTime = at.Sub(m.bootedAt)
+	at := <-answered
+	if m.info().BootTime == 0 {
 		tr.until("answer", at)
 	}
-	tr.guest(resp)
-	if err := runFailure(resp, sp.Args[0]); err != nil {
-		return err
+	return m.update(func(r *vmRecord) {
+		if r.Info.BootTime == 0 {
+			r.Info.BootTime = at.Sub(m.bootedAt)
+		}
+	})
+}
+
+// awaitAnswer bounds a wait for a new guest.
+func (m *machine) awaitAnswer(ctx context.Context) (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithTimeoutCause(ctx, m.set.cfg.StartTimeout,
+		fmt.Errorf("the guest did not answer within %v", m.set.cfg.StartTimeout))
+	stop := m.cancelAtEnd(ctx, cancel)
+	return ctx, func() {
+		stop()
+		cancel()
 	}
-	m.rec.Containers[c.id] = runRecord{PID: resp.Pid, StartedAt: time.Now(), Stdin: sp.Stdin}
-	return m.save()
 }
 
 // answered gets the time at which the guest first answered, also that of the end of
@@ -85,13 +122,12 @@ func runFailure(resp *wire.RunResponse, arg0 string) error {
 	return err
 }
 
-// configuration tells the guest who it is. A warm VM has its network already.
-func (m *machine) configuration(c *container, p *plan) *wire.ConfigureRequest {
-	req := m.identity(m.rec.Info.Road == RoadClone)
-	req.Hostname, req.Domainname = c.hostname(), c.spec().Domainname
-	req.ShmBytes = uint64(max(c.spec().ShmBytes, 0))
-	req.MemoryMaxBytes, req.Cpus = uint64(p.memory), uint32(p.cpus)
-	if m.rec.Info.Road == RoadWarm {
+// configuration tells a new guest who it is. A warm VM has its network already.
+func (m *machine) configuration(z size) *wire.ConfigureRequest {
+	road := m.info().Road
+	req := m.identity(road == RoadClone)
+	req.MemoryMaxBytes, req.Cpus = uint64(z.memory), uint32(z.cpus)
+	if road == RoadWarm {
 		req.Interfaces, req.Routes = nil, nil
 	}
 	return req
@@ -102,7 +138,7 @@ func (m *machine) identity(clone bool) *wire.ConfigureRequest {
 	entropy := make([]byte, 64)
 	rand.Read(entropy)
 	req := &wire.ConfigureRequest{WallClockNanos: time.Now().UnixNano(), Entropy: entropy}
-	a := m.rec.Attachment
+	a := m.attachment()
 	if a == nil {
 		return req
 	}
@@ -120,20 +156,13 @@ func (m *machine) identity(clone bool) *wire.ConfigureRequest {
 	return req
 }
 
-func (c *container) hostname() string {
-	if c.spec().Hostname != "" {
-		return c.spec().Hostname
-	}
-	return short(c.id)
-}
-
 // createRequest has the guest mount the container's root from the VM's disks.
-func (m *machine) createRequest(c *container, p *plan) (*wire.CreateContainerRequest, error) {
+func (m *machine) createRequest(c *container, sp Spec, root *wire.RootFS) (*wire.CreateContainerRequest, error) {
 	var size *specs.Box
-	if cs := c.spec().ConsoleSize; cs[0] > 0 && cs[1] > 0 {
+	if cs := sp.ConsoleSize; cs[0] > 0 && cs[1] > 0 {
 		size = &specs.Box{Height: cs[0], Width: cs[1]}
 	}
-	spec, filter, err := ociSpec(c.spec(), c.hostname(), size)
+	spec, filter, err := ociSpec(sp, c.hostname(), size)
 	if err != nil {
 		return nil, err
 	}
@@ -141,17 +170,21 @@ func (m *machine) createRequest(c *container, p *plan) (*wire.CreateContainerReq
 	if err != nil {
 		return nil, err
 	}
+	root.ReadOnly = sp.ReadOnly
 	req := &wire.CreateContainerRequest{
-		Id: c.id, Spec: data, Files: c.files(m.rec.Attachment),
-		Rootfs: &wire.RootFS{ReadOnly: c.spec().ReadOnly, Upper: template.DiskSlot(0)},
+		Id: c.id, Spec: data, Files: files(sp, c.hostname(), m.attachment()), Rootfs: root, PidNamespace: sp.PIDMode,
+	}
+	if sp.Resources.IO != (IOLimit{}) {
+		req.Io = sp.Resources.IO.wire()
 	}
 	if filter != nil {
 		req.SeccompFilter, req.SeccompFlags = filter.Program, filter.Flags
 	}
-	for i := range p.layers {
-		req.Rootfs.Layers = append(req.Rootfs.Layers, template.LayerSlot(i))
-	}
 	return req, nil
+}
+
+func (l IOLimit) wire() *wire.IOLimit {
+	return &wire.IOLimit{ReadBytes: l.ReadBytes, WriteBytes: l.WriteBytes, Reads: l.Reads, Writes: l.Writes}
 }
 
 // cancelAtEnd cancels a wait for the guest when its VM ends.
@@ -181,7 +214,7 @@ func (m *machine) noAnswer(ctx context.Context, g *guest.Client, err error) erro
 		se.Err = fmt.Errorf("the virtual machine stopped before the guest answered: %s", describeExit(exit))
 		se.Stderr = exit.Stderr
 	}
-	i := m.rec.Info
+	i := m.info()
 	se.Tried = fmt.Sprintf("%s on %s (%s), %d CPU, %d MiB, kernel %s (%s)", i.Machine, m.set.cfg.Driver.Name(), i.Accel, i.CPUs, i.MemMiB, i.Kernel, i.KernelName)
 	se.Console = m.console()
 	if g != nil && isClosed(g.Answered()) {

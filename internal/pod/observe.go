@@ -104,19 +104,22 @@ func (s *Set) Update(ctx context.Context, ref string, res Resources) error {
 	if err := s.check(sp); err != nil {
 		return err
 	}
+	set := func(r Resources) {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		c.rec.Spec.Resources = r
+	}
 	if r, err := c.running(); err == nil {
-		ctx, cancel := context.WithTimeout(ctx, answerTimeout)
-		defer cancel()
-		if err := r.updatePod(ctx, old, sp.Resources); err != nil {
+		p := s.podOf(c)
+		p.op.Lock()
+		defer p.op.Unlock()
+		set(sp.Resources)
+		if err := r.update(ctx, p, old, sp.Resources); err != nil {
+			set(old)
 			return fmt.Errorf("update container %s: %w", c.name(), err)
 		}
-		if err := r.update(ctx, sp.Resources); err != nil {
-			return err
-		}
 	}
-	c.mu.Lock()
-	c.rec.Spec.Resources = sp.Resources
-	c.mu.Unlock()
+	set(sp.Resources)
 	if err := c.save(); err != nil {
 		return err
 	}
@@ -124,42 +127,29 @@ func (s *Set) Update(ctx context.Context, ref string, res Resources) error {
 	return nil
 }
 
-// updatePod changes what the pod may use, in the guest and of the host, if that
-// changes. Of the host's memory it is never less than before: what the guest
-// gives back arrives later, and the VM must not be ended for that.
-func (r *run) updatePod(ctx context.Context, old, res Resources) error {
-	if old.MemoryBytes == res.MemoryBytes && old.NanoCPUs == res.NanoCPUs && quota(old) == quota(res) {
-		return nil
+// update changes limits in the guest, after those of the pod if these change too. Precondition:
+// the pod's op is held, and the container's spec has them already.
+func (r *run) update(ctx context.Context, p *pod, old, res Resources) error {
+	if old.MemoryBytes != res.MemoryBytes || quota(old) != quota(res) {
+		if err := r.vm.resize(ctx, p.sizeWith(r.vm)); err != nil {
+			return err
+		}
 	}
-	s, info := r.c.set, r.vm.rec.Info
-	memory, cpus := s.podMemory(res), s.podCPUs(res)
-	if why := info.fits(memory, cpus); why != "" {
-		return fmt.Errorf("%s; stop it to give it more: %w", why, conflict)
-	}
-	l := hostLimits(max(memory, s.podMemory(old)), info.MemMiB, quota(res))
-	if err := s.cfg.Groups.Update(r.vm.rec.ID, l); err != nil {
-		return err
-	}
-	g, err := r.vm.guest(ctx)
-	if err == nil {
-		_, err = g.Configure(ctx, &wire.ConfigureRequest{MemoryMaxBytes: uint64(memory), Cpus: uint32(cpus)})
-	}
-	if err != nil {
-		return fmt.Errorf("limits of the pod: %w", err)
-	}
-	return nil
-}
-
-func (r *run) update(ctx context.Context, res Resources) error {
+	ctx, cancel := context.WithTimeout(ctx, answerTimeout)
+	defer cancel()
 	data, err := json.Marshal(resources(res))
 	if err != nil {
 		return err
 	}
+	req := &wire.UpdateRequest{ContainerId: r.c.id, Resources: data}
+	if old.IO != res.IO {
+		req.Io = res.IO.wire()
+	}
 	g, err := r.vm.guest(ctx)
 	if err != nil {
 		return err
 	}
-	if _, err := g.Update(ctx, &wire.UpdateRequest{ContainerId: r.c.id, Resources: data}); err != nil {
+	if _, err := g.Update(ctx, req); err != nil {
 		return fmt.Errorf("update limits: %w", err)
 	}
 	return nil
@@ -176,6 +166,7 @@ func merge(base, over Resources) Resources {
 	pick(&base.CPUQuotaUs, over.CPUQuotaUs)
 	pick(&base.CPUSet, over.CPUSet)
 	pick(&base.PIDs, over.PIDs)
+	pick(&base.IO, over.IO)
 	return base
 }
 

@@ -1,6 +1,7 @@
 package pod
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"maps"
@@ -44,6 +45,9 @@ func ociSpec(sp Spec, hostname string, size *specs.Box) (*specs.Spec, *seccomp.F
 			Resources:  resources(sp.Resources),
 			Sysctl:     sysctls(sp.Sysctls),
 		},
+	}
+	if sp.IPCMode == "private" {
+		spec.Linux.Namespaces = append(spec.Linux.Namespaces, specs.LinuxNamespace{Type: specs.IPCNamespace})
 	}
 	if !sp.Privileged {
 		spec.Linux.Resources.Devices = allowedDevices()
@@ -253,6 +257,9 @@ func rlimits(asked []Ulimit) ([]specs.POSIXRlimit, error) {
 // podShm is the pod's shared memory in the guest (guest/wire).
 const podShm = "/run/pod/shm"
 
+// podVolumes is where the pod's volumes are in the guest.
+const podVolumes = "/run/pod/volumes"
+
 func mounts(sp Spec) []specs.Mount {
 	ro := "ro"
 	if sp.Privileged {
@@ -267,6 +274,9 @@ func mounts(sp Spec) []specs.Mount {
 		{Destination: "/dev/mqueue", Type: "mqueue", Source: "mqueue", Options: []string{"nosuid", "noexec", "nodev"}},
 		{Destination: "/dev/shm", Type: "bind", Source: podShm, Options: []string{"rbind", "nosuid", "noexec", "nodev"}},
 	}
+	if sp.IPCMode == "private" {
+		m[len(m)-1] = specs.Mount{Destination: "/dev/shm", Type: "tmpfs", Source: "shm", Options: []string{"nosuid", "noexec", "nodev", "mode=1777", fmt.Sprintf("size=%d", cmp.Or(sp.ShmBytes, 64*mib))}}
+	}
 	paths := make([]string, 0, len(sp.Tmpfs))
 	for p := range sp.Tmpfs {
 		paths = append(paths, p)
@@ -278,6 +288,13 @@ func mounts(sp Spec) []specs.Mount {
 			o = mergeOptions(o, strings.Split(sp.Tmpfs[p], ","))
 		}
 		m = append(m, specs.Mount{Destination: p, Type: "tmpfs", Source: "tmpfs", Options: o})
+	}
+	for _, v := range sp.Mounts {
+		o := []string{"rbind", "rw"}
+		if v.ReadOnly {
+			o[1] = "ro"
+		}
+		m = append(m, specs.Mount{Destination: v.Path, Type: "bind", Source: path.Join(podVolumes, v.Volume, path.Clean("/"+v.SubPath)), Options: o})
 	}
 	return m
 }

@@ -3,6 +3,8 @@ package pod
 import (
 	"context"
 	"fmt"
+	"slices"
+	"strings"
 
 	"golang.org/x/sync/errgroup"
 
@@ -12,25 +14,20 @@ import (
 	"github.com/hyper-run/hyper/internal/vmm"
 )
 
-// A plan is what VM a container wants.
+// A plan is what VM is wanted.
 type plan struct {
-	boot   BootFiles
-	shape  template.Shape
-	layers []string // paths, lowest first
-	disk   string   // path of the writable disk
-	memory int64    // of the pod's containers and their page cache, bytes
-	cpus   int      // of the VM's, that containers may run on
-	cold   string   // why the VM has to boot; "": it may be a clone
-
-	quota    float64 // CPUs that the container may use, 0: all it sees
-	reserved int64   // bytes that it was promised
+	boot  BootFiles
+	shape template.Shape
+	size  size
+	first *needs // of the container that it is started for; nil: none yet
+	cold  string // why the VM has to boot; "": it may be a clone
 }
 
-// Slots of a VM. A microvm has 20 places for devices, of which four are taken
-// by the serial ports, random numbers, the balloon and a NIC.
-// The last of each kind is left to the rehearsal of warm VMs.
+// Slots of a VM. A microvm has 20 places for devices, of which five are taken
+// by the serial ports, random numbers, the balloon, the controller of plugged
+// disks and a NIC. An image of more layers has them merged.
 const (
-	layerSlots = 12 // so more than 11 layers are merged
+	layerSlots = 11
 	diskSlots  = 4
 )
 
@@ -40,35 +37,57 @@ const guestOverhead = 128
 
 const mib = 1 << 20
 
-// plan decides. What is independent runs side by side.
-func (s *Set) plan(ctx context.Context, c *container) (*plan, error) {
-	sp := c.spec()
-	r := sp.Resources
-	p := &plan{
-		disk: s.cfg.Layout.ContainerDisk(c.id), memory: s.podMemory(r), cpus: s.podCPUs(r),
-		quota: quota(r), reserved: r.MemoryReservationBytes,
+// plan decides what VM the pod wants that is to be started for containers;
+// first is what one of them needs of it at once. What is independent runs side by side.
+func (p *pod) plan(ctx context.Context, first *container, all ...*container) (*plan, error) {
+	s, ps := p.set, p.record().Spec
+	kernel, network := ps.Kernel, ps.Network
+	if !p.explicit() {
+		kernel, network = first.spec().Kernel, first.spec().Network
 	}
+	pl := &plan{size: p.sizeWith(nil, all...)}
 	var g errgroup.Group
+	if first != nil {
+		g.Go(func() (err error) {
+			pl.first, err = first.needs(ctx)
+			return err
+		})
+	}
 	g.Go(func() (err error) {
-		p.layers, err = s.cfg.Layers(ctx, sp, layerSlots-1)
-		return err
-	})
-	g.Go(func() (err error) {
-		p.boot, err = s.cfg.Boot(sp.Kernel)
+		pl.boot, err = s.cfg.Boot(kernel)
 		return err
 	})
 	if err := g.Wait(); err != nil {
 		return nil, err
 	}
-	p.shape = s.shape(p.boot, p.memory, p.cpus)
-	p.shape.NIC = sp.Network != "none"
+	pl.shape = s.shape(pl.boot, pl.size.memory, pl.size.cpus)
+	pl.shape.NIC = network != "none"
 	switch {
 	case s.cfg.Templates == nil:
-		p.cold = "templates are off"
-	case sp.Kernel != "":
-		p.cold = "it has a kernel of its own"
+		pl.cold = "templates are off"
+	case kernel != "":
+		pl.cold = "it has a kernel of its own"
+	case len(ps.KernelArgs) > 0:
+		pl.cold = "it has kernel parameters of its own"
+		pl.shape.Cmdline += " " + strings.Join(ps.KernelArgs, " ")
 	}
-	return p, nil
+	return pl, nil
+}
+
+// needs is what the container needs of a VM: its image and its own disk.
+func (c *container) needs(ctx context.Context) (*needs, error) {
+	layers, err := c.set.cfg.Layers(ctx, c.spec(), layerSlots)
+	if err != nil {
+		return nil, err
+	}
+	// What lies below the same layer once more is hidden by it.
+	n := &needs{user: c.id, disk: c.set.cfg.Layout.ContainerDisk(c.id)}
+	for i, l := range layers {
+		if !slices.Contains(layers[i+1:], l) {
+			n.layers = append(n.layers, l)
+		}
+	}
+	return n, nil
 }
 
 // shape is the machine that containers of this size run in: the usual one
@@ -76,7 +95,7 @@ func (s *Set) plan(ctx context.Context, c *container) (*plan, error) {
 func (s *Set) shape(boot BootFiles, memory int64, cpus int) template.Shape {
 	sh := template.Shape{
 		Kernel: boot.Kernel, Initrd: boot.Initrd, Cmdline: "hyper.log=warn",
-		CPUs: max(cpus, s.cfg.VM.CPUs), MemMiB: s.cfg.VM.MemMiB, Layers: layerSlots, Disks: diskSlots,
+		CPUs: max(cpus, s.cfg.VM.CPUs), MemMiB: s.cfg.VM.MemMiB, Layers: layerSlots, Disks: diskSlots, Plug: true,
 	}
 	if boot.Stock {
 		sh.Machine = vmm.MachineQ35
@@ -89,22 +108,6 @@ func (s *Set) shape(boot BootFiles, memory int64, cpus int) template.Shape {
 
 // vmRoom is how much of a VM's memory containers can have, bytes.
 func vmRoom(memMiB int) int64 { return int64(memMiB-memMiB/64-guestOverhead) * mib }
-
-// podMemory is what a pod of one container may use, bytes.
-func (s *Set) podMemory(r Resources) int64 {
-	if r.MemoryBytes == 0 {
-		return int64(s.cfg.MemMiB) * mib
-	}
-	// Room for what hyperstart keeps for the pod, which must not push a
-	// container below its own limit.
-	return r.MemoryBytes + 16*mib
-}
-
-// podCPUs is how many CPUs containers see, as with Docker those of the host unless
-// they are promised more.
-func (s *Set) podCPUs(r Resources) int {
-	return max(s.cfg.CPUs, int((r.NanoCPUs+1e9-1)/1e9))
-}
 
 // quota is how many CPUs a container may use, 0: all there are.
 func quota(r Resources) float64 {
@@ -119,27 +122,6 @@ func quota(r Resources) float64 {
 	return float64(r.NanoCPUs) / 1e9
 }
 
-// fits says why a running VM has no room for what p wants, "" when it has.
-func (i VMInfo) fits(memory int64, cpus int) string {
-	if room := vmRoom(i.MemMiB); memory > room || cpus > i.CPUs {
-		return fmt.Sprintf("its running VM has room for %d MiB and %d CPUs", room/mib, i.CPUs)
-	}
-	return ""
-}
-
-// disks are the VM's disks for this plan: with the IDs of slots, whether it
-// is a clone or boots, so that the guest is told the same in both cases.
-func (p *plan) disks() []vmm.Disk {
-	var disks []vmm.Disk
-	for i, path := range p.layers {
-		disks = append(disks, vmm.Disk{ID: template.LayerSlot(i), Path: path, ReadOnly: true})
-	}
-	if p.disk != "" {
-		disks = append(disks, vmm.Disk{ID: template.DiskSlot(0), Path: p.disk})
-	}
-	return disks
-}
-
 // Shape is that of a template for containers of this size; zero is the usual.
 // Errors: errdefs InvalidArgument.
 func (s *Set) Shape(cpus, memMiB int, nic bool) (template.Shape, error) {
@@ -150,7 +132,7 @@ func (s *Set) Shape(cpus, memMiB int, nic bool) (template.Shape, error) {
 	if err != nil {
 		return template.Shape{}, err
 	}
-	sh := s.shape(boot, s.podMemory(Resources{MemoryBytes: int64(memMiB) * mib}), cpus)
+	sh := s.shape(boot, s.sizeOf([]Resources{{MemoryBytes: int64(memMiB) * mib}}, PodResources{}).memory, cpus)
 	sh.NIC = nic
 	return sh, nil
 }

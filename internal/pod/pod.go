@@ -153,6 +153,7 @@ type Container struct {
 	ExitCode     int
 	OOMKilled    bool
 	Error        string // why the last start failed, or how the VM died
+	Cause        Cause  // of its end, "" while it runs
 	StartedAt    time.Time
 	FinishedAt   time.Time
 	RestartCount int

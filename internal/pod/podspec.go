@@ -35,7 +35,8 @@ type PodSpec struct {
 	Volumes []Volume `json:"volumes,omitempty"`
 
 	StopTimeout *int `json:"stopTimeout,omitempty"` // seconds, for containers without one of their own; nil: 10
-	AutoRemove  bool `json:"autoRemove,omitempty"`  // goes with its last container
+	AutoRemove  bool `json:"autoRemove,omitempty"`  // goes when its last container has ended
+	UntilDone   bool `json:"untilDone,omitempty"`   // its VM ends when all its containers have ended for good
 	Persist     bool `json:"persist,omitempty"`     // is started again after the host was
 
 	// Edge is what the edge that made the pod wants back, unchanged.

@@ -89,9 +89,10 @@ func TestAdoptWhatHasEnded(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	rec := r.vm.rec
-	rec.Containers[id] = runRecord{PID: 1, StartedAt: time.Now(), Ended: &endRecord{Code: 7, At: time.Now()}}
-	if err := r.vm.save(); err != nil {
+	err = r.vm.setRun(id, func(rr *runRecord) {
+		*rr = runRecord{PID: 1, StartedAt: time.Now(), Ended: &End{Cause: CauseExit, ExitCode: 7, FinishedAt: time.Now()}}
+	})
+	if err != nil {
 		t.Fatal(err)
 	}
 	b.down()
@@ -111,7 +112,7 @@ func TestEndIsRecordedFirst(t *testing.T) {
 		t.Fatal(err)
 	}
 	b.wait(id)
-	if e := r.vm.rec.Containers[id].Ended; e == nil || e.Code != 7 {
+	if e := r.vm.rec.Containers[id].Ended; e == nil || e.ExitCode != 7 {
 		t.Errorf("recorded %+v", e)
 	}
 }

@@ -7,22 +7,28 @@ import (
 	"io"
 	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 
 	"github.com/containerd/errdefs"
 
+	"github.com/hyper-run/hyper/internal/guest"
 	"github.com/hyper-run/hyper/internal/guest/wire"
 	"github.com/hyper-run/hyper/internal/logs"
+	"github.com/hyper-run/hyper/internal/vmm"
 )
 
 // A run is what only a running container has. Its goroutines are the two
 // pumps and supervise, which ends the run; released is closed when all are gone.
 type run struct {
-	c   *container
-	vm  *machine
-	pid uint32
-	log *logs.Log
+	c        *container
+	vm       *machine
+	pid      uint32
+	log      *logs.Log
+	launched *guest.Process // nil: adopted
+	trace    *trace         // of the start; nil: adopted
+	checks   *checks        // nil: none
 
 	ended    chan struct{} // the run is over and the container's state says so
 	released chan struct{} // no goroutine of the run is left
@@ -35,21 +41,21 @@ type run struct {
 	stdin   io.WriteCloser
 	mu      sync.Mutex // guards what follows
 	execs   map[string]*exec
+	reason  End // why it is being ended, if somebody here does that
 }
 
 func newRun(c *container, m *machine, rr runRecord, log *logs.Log) *run {
-	r := &run{
+	return &run{
 		c: c, vm: m, pid: rr.PID, log: log, execs: map[string]*exec{},
 		ended: make(chan struct{}), released: make(chan struct{}), opening: newLock(),
 	}
-	if m.launched != nil {
-		r.stdin = m.launched.In
-	}
-	return r
 }
 
 // begin starts what goes on as long as the container runs.
 func (r *run) begin() {
+	if r.launched != nil {
+		r.stdin = r.launched.In
+	}
 	streams := []logs.Stream{logs.Stdout}
 	if !r.c.spec().TTY {
 		streams = append(streams, logs.Stderr)
@@ -86,14 +92,6 @@ func (r *run) isEnded() bool {
 	}
 }
 
-// An ending is how a run ended.
-type ending struct {
-	code   int
-	oom    bool
-	detail string // "" when the process exited by itself
-	at     time.Time
-}
-
 // supervise waits for the container's process and then ends the run. It
 // returns early, without ending it, when this hyperd lets go of the VM.
 func (r *run) supervise() {
@@ -102,6 +100,9 @@ func (r *run) supervise() {
 		r.liftQueues()
 		r.pumps.Wait()
 		r.log.Close()
+		if r.launched != nil {
+			r.launched.Close()
+		}
 		return
 	}
 	r.c.op.Lock()
@@ -110,7 +111,7 @@ func (r *run) supervise() {
 }
 
 // wait returns how the process ended; false when this hyperd lets go first.
-func (r *run) wait() (ending, bool) {
+func (r *run) wait() (End, bool) {
 	type result struct {
 		st  *wire.WaitResponse
 		err error
@@ -125,39 +126,69 @@ func (r *run) wait() (ending, bool) {
 	select {
 	case x := <-exited:
 		if x.err == nil {
-			return ending{code: int(x.st.ExitCode), oom: x.st.OomKilled, at: time.Now()}, true
+			return r.exited(x.st), true
 		}
 		if r.vm.ctx.Err() != nil {
-			return ending{}, false
+			return End{}, false
 		}
 		if r.vm.dies() {
-			return r.died(), true
+			return r.vm.died(), true
 		}
-		return ending{code: 255, detail: "lost the guest: " + x.err.Error(), at: time.Now()}, true
+		return End{Cause: CauseVMM, ExitCode: 255, Error: "lost the guest: " + x.err.Error(), FinishedAt: time.Now()}, true
 	case <-r.vm.vm.Done():
-		return r.died(), true
+		return r.vm.died(), true
 	case <-r.vm.ctx.Done():
-		return ending{}, false
+		return End{}, false
 	}
 }
 
-// died describes a run whose VM ended by itself.
-func (r *run) died() ending {
-	exit := r.vm.vm.Exit()
-	detail := "the virtual machine stopped: " + describeExit(exit)
-	if out := r.vm.console(); out != "" {
-		detail += "\nguest console:\n" + out
+// exited is how a process ended, as its guest says.
+func (r *run) exited(st *wire.WaitResponse) End {
+	e := End{Cause: CauseExit, ExitCode: int(st.ExitCode), Signal: int(st.Signal), OOMKilled: st.OomKilled, FinishedAt: time.Now()}
+	const maxDetail = 4 << 10
+	switch {
+	case st.OomKilled:
+		e.Cause, e.Detail = CauseOOM, strings.ToValidUTF8(st.OomDetail[:min(len(st.OomDetail), maxDetail)], "")
+	case r.why() != End{}:
+		e.Cause, e.Detail = r.why().Cause, r.why().Detail
+	case e.Signal != 0:
+		e.Cause = CauseSignal
 	}
-	if exit.Stderr != "" {
-		detail += "\nVMM output:\n" + exit.Stderr
+	return e
+}
+
+// end says why the run is about to be ended; the first reason counts.
+func (r *run) end(cause Cause, detail string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.reason == (End{}) {
+		r.reason = End{Cause: cause, Detail: detail}
 	}
-	return ending{code: 137, detail: detail, at: time.Now()}
+}
+
+func (r *run) why() End {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.reason
+}
+
+// died describes the end of a VM that ended by itself.
+func (m *machine) died() End {
+	exit := m.vm.Exit()
+	e := End{
+		Cause: CauseVMM, ExitCode: 137, Error: "the virtual machine stopped: " + describeExit(exit),
+		Stderr: exit.Stderr, Console: m.console(), FinishedAt: time.Now(),
+	}
+	if exit.Reason == vmm.ExitPanic || exit.Reason == vmm.ExitReset {
+		e.Cause = CausePanic
+	}
+	return e
 }
 
 // waitGuest asks the guest for the exit status, over as many connections as it takes.
 func (r *run) waitGuest(ctx context.Context) (*wire.WaitResponse, error) {
 	var err error
-	if p := r.vm.launched; p != nil {
+	if p := r.launched; p != nil {
 		var st *wire.WaitResponse
 		if st, err = p.Wait(ctx); !errdefs.IsUnavailable(err) {
 			return st, err
@@ -187,42 +218,71 @@ var (
 	unmountTimeout = 30 * time.Second // for a clean unmount
 )
 
-// finish ends the run: the last output, a clean unmount, the VM and all it
-// had. Precondition: c.op is held.
-func (r *run) finish(e ending) {
+// finish ends the run: the last output, a clean unmount, and its place in the
+// VM, or the VM and all it had. Precondition: c.op is held.
+func (r *run) finish(e End) {
 	s, c := r.c.set, r.c
 	ctx := context.Background()
 	if !r.drain() {
 		s.log.Warn("output did not end with its process", "container", c.id)
 	}
-	if !c.spec().AutoRemove && e.detail == "" {
-		rr := r.vm.rec.Containers[c.id]
-		rr.Ended = &endRecord{e.code, e.oom, e.at}
-		r.vm.rec.Containers[c.id] = rr
-		if err := r.vm.save(); err != nil {
-			s.log.Error("record end", "container", c.id, "err", err)
-		}
-		if err := r.unmount(ctx); err != nil {
-			s.log.Warn("unmount container", "container", c.id, "err", err)
+	if r.launched != nil {
+		r.launched.Close()
+	}
+	p := s.podOf(c)
+	clean := false
+	if e.Cause == CauseVMM && !isClosed(r.vm.vm.Done()) { // it does not answer any more
+		if err := r.vm.vm.Kill(ctx); err != nil {
+			s.log.Error("end virtual machine", "vm", r.vm.id(), "err", err)
 		}
 	}
-	c.reclaimed = r.vm.destroy(ctx)
+	// Nobody looks at the disk again of one that removes itself with its VM.
+	if e.Error == "" && !(c.spec().AutoRemove && p.alone(r.vm, c)) {
+		if err := r.vm.setRun(c.id, func(rr *runRecord) { rr.Ended = &e }); err != nil {
+			s.log.Error("record end", "container", c.id, "err", err)
+		}
+		if err := r.vm.deleteContainer(ctx, c.id); err != nil {
+			s.log.Warn("unmount container", "container", c.id, "err", err)
+		} else {
+			clean = true
+		}
+	}
+	p.op.Lock()
+	over := p.endWith(ctx, r.vm, c)
+	p.op.Unlock()
 	r.pumps.Wait()
 	r.forgetExecs()
 	if err := r.log.Close(); err != nil {
 		s.log.Error("close log", "container", c.id, "err", err)
 	}
 	r.settle(e)
-	if e.oom {
+	if !over { // the VM's record says how it ended until its own does
+		p.op.Lock()
+		if err := p.leave(ctx, r.vm, c, clean); err != nil {
+			s.log.Error("take a container out of its VM", "container", c.id, "err", err)
+		}
+		p.op.Unlock()
+	}
+	if e.OOMKilled {
 		s.publish(c, "oom")
 	}
-	s.publish(c, "die", "exitCode", strconv.Itoa(e.code))
+	s.publish(c, "die", "exitCode", strconv.Itoa(e.ExitCode))
 	r.notify(e)
 	if c.spec().AutoRemove {
 		if err := c.removeLocked(ctx); err != nil {
 			s.log.Error("remove container", "container", c.id, "err", err)
 		}
 	}
+}
+
+// alone says that the VM is there for one container only, and ends with it.
+func (p *pod) alone(m *machine, c *container) bool {
+	if p.explicit() {
+		return false
+	}
+	running := m.record().Containers
+	_, own := running[c.id]
+	return own && len(running) == 1
 }
 
 // drain waits for the pumps to deliver all that the process printed.
@@ -252,19 +312,8 @@ func (r *run) liftQueues() {
 	}
 }
 
-func (r *run) unmount(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, unmountTimeout)
-	defer cancel()
-	g, err := r.vm.guest(ctx)
-	if err != nil {
-		return err
-	}
-	_, err = g.DeleteContainer(ctx, &wire.DeleteContainerRequest{Id: r.c.id})
-	return err
-}
-
 // settle writes the end into the container's state.
-func (r *run) settle(e ending) {
+func (r *run) settle(e End) {
 	c := r.c
 	// Together with the state, so that who attaches is either ended here or
 	// waits for the next run.
@@ -278,7 +327,7 @@ func (r *run) settle(e ending) {
 	if err := c.transitionLocked(StatusExited); err != nil {
 		c.set.log.Error("end of a run", "err", err)
 	}
-	c.rec.ExitCode, c.rec.OOMKilled, c.rec.Error, c.rec.FinishedAt = e.code, e.oom, e.detail, e.at
+	c.rec.End = e
 	c.run = nil
 	c.started = make(chan struct{})
 	c.mu.Unlock()
@@ -288,12 +337,13 @@ func (r *run) settle(e ending) {
 }
 
 // notify tells everybody who waits, after the state says so.
-func (r *run) notify(e ending) {
+func (r *run) notify(e End) {
 	c := r.c
 	close(r.ended)
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.notifyLocked(ExitStatus{Code: e.code, Error: e.detail}, WaitNotRunning, WaitNextExit)
+	c.notifyLocked(ExitStatus{Code: e.ExitCode, Error: e.text()}, WaitNotRunning, WaitNextExit)
+	defer c.set.podOf(c).wake()
 }
 
 // Wait returns a channel that gets the exit status once, unless ctx ends first.
@@ -306,7 +356,7 @@ func (s *Set) Wait(ctx context.Context, ref string, cond WaitCondition) (<-chan 
 	defer c.mu.Unlock()
 	ch := make(chan ExitStatus, 1)
 	if c.removed || cond == WaitNotRunning && c.run == nil {
-		ch <- ExitStatus{Code: c.rec.ExitCode, Error: c.rec.Error}
+		ch <- ExitStatus{Code: c.rec.ExitCode, Error: c.rec.text()}
 		return ch, nil
 	}
 	c.waiters = append(c.waiters, waiter{cond, ch})
@@ -362,10 +412,7 @@ func (s *Set) freeze(ctx context.Context, ref string, to Status) error {
 	c.mu.Lock()
 	err = c.transitionLocked(to)
 	c.mu.Unlock()
-	rr := r.vm.rec.Containers[c.id]
-	rr.Paused = to == StatusPaused
-	r.vm.rec.Containers[c.id] = rr
-	if err = errors.Join(err, r.vm.save()); err != nil {
+	if err = errors.Join(err, r.vm.setRun(c.id, func(rr *runRecord) { rr.Paused = to == StatusPaused })); err != nil {
 		return err
 	}
 	s.publish(c, action)

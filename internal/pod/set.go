@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net"
 	"slices"
 	"strconv"
@@ -64,6 +65,7 @@ type Config struct {
 	OpenGuest func(conn net.Conn, o guest.Options) (*guest.Client, error)
 
 	Accel        vmm.Accel
+	MaxMemMiB    int  // the largest VM there may be; 0: any
 	VM           Size // of the usual VM, which larger containers get a multiple of
 	MemMiB       int  // for a container without a limit
 	CPUs         int  // that containers see, unless they are promised more
@@ -78,8 +80,8 @@ type Size struct{ CPUs, MemMiB int }
 // A Set is all pods and containers of one hyperd. Its methods may be called
 // concurrently.
 //
-// Lock order: container.op, Set.mu, container.mu. Nothing blocks while
-// holding Set.mu or container.mu.
+// Lock order: container.op, pod.op, Set.mu, pod.mu or container.mu. Nothing blocks while
+// holding Set.mu, pod.mu or container.mu.
 type Set struct {
 	cfg Config
 	log *slog.Logger
@@ -87,6 +89,8 @@ type Set struct {
 	mu         sync.Mutex
 	containers map[string]*container // by ID
 	names      map[string]string     // name → ID
+	pods       map[string]*pod       // by ID; those of one container too
+	podNames   map[string]string     // name → ID
 	execs      map[string]*exec      // by ID
 	traces     []*trace              // of the latest starts
 	closing    bool
@@ -102,6 +106,7 @@ func New(cfg Config) *Set {
 	s := &Set{
 		cfg: cfg, log: cfg.Log,
 		containers: map[string]*container{}, names: map[string]string{}, execs: map[string]*exec{},
+		pods: map[string]*pod{}, podNames: map[string]string{},
 	}
 	s.warm = newWarmPool(s, cfg.Warm)
 	return s
@@ -113,8 +118,12 @@ func (s *Set) Close() {
 	s.mu.Lock()
 	s.closing = true
 	all := s.allLocked()
+	pods := slices.Collect(maps.Values(s.pods))
 	s.mu.Unlock()
 	s.warm.close()
+	for _, p := range pods {
+		p.release()
+	}
 	for _, c := range all {
 		c.release()
 	}

@@ -4,16 +4,17 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"strings"
 	"time"
 
 	"github.com/containerd/errdefs"
 
+	"github.com/hyper-run/hyper/internal/guest"
+	"github.com/hyper-run/hyper/internal/guest/wire"
 	"github.com/hyper-run/hyper/internal/logs"
-	"github.com/hyper-run/hyper/internal/template"
+	"github.com/hyper-run/hyper/internal/vmm"
 )
 
-// Start runs a container that does not run. The road:
+// Start runs a container that does not run. The road of one whose pod has no VM:
 //
 //	1 plan      image layers, kernel, what VM that wants
 //	2 machine   a warm one; or address, cgroup, and a clone of a
@@ -21,7 +22,8 @@ import (
 //	3 run       hyperstart is told who it is, mounts the root, starts the process, in
 //	            one call; from here on finish ends the run
 //
-// Before 2 the VM's record is put, and again after each step that leaves
+// In a VM that runs, 2 is to put its disks into slots (undone by vacate), and 3
+// tells what the pod may use from now on. Before 2 the VM's record is put, and again after each step that leaves
 // something on the host; reclaim takes a record and gives all of it back.
 // Error kinds: NotModified when it runs already.
 func (s *Set) Start(ctx context.Context, ref string) error {
@@ -32,6 +34,11 @@ func (s *Set) Start(ctx context.Context, ref string) error {
 	}
 	c.op.Lock()
 	defer c.op.Unlock()
+	return s.startLocked(ctx, c, begin)
+}
+
+// startLocked is Start with c.op held.
+func (s *Set) startLocked(ctx context.Context, c *container, begin time.Time) error {
 	if _, err := c.running(); err == nil {
 		if c.view().Status == StatusPaused {
 			return textError{"cannot start a paused container, try unpause instead", errdefs.ErrConflict}
@@ -39,14 +46,15 @@ func (s *Set) Start(ctx context.Context, ref string) error {
 		return textError{"container " + c.id + " is already running", errdefs.ErrNotModified}
 	}
 	if c.isRemoved() {
-		return notFound("No such container: " + ref)
+		return notFound("No such container: " + c.id)
 	}
 	s.warm.startBegins()
 	defer s.warm.startEnds()
 	// What has begun is finished or undone as a whole, also when the client goes away.
 	ctx = context.WithoutCancel(ctx)
-	if err := s.start(ctx, c, s.newTrace(c.id, begin)); err != nil {
-		return c.startFailed(ctx, err)
+	tr := s.newTrace(c.id, begin)
+	if err := s.start(ctx, c, tr); err != nil {
+		return c.startFailed(ctx, err, tr)
 	}
 	s.publish(c, "start")
 	return nil
@@ -59,66 +67,182 @@ func (c *container) isRemoved() bool {
 }
 
 func (s *Set) start(ctx context.Context, c *container, tr *trace) error {
-	if c.reclaimed != nil {
-		<-c.reclaimed
+	p := s.podOf(c)
+	if err := p.joinable(c); err != nil {
+		return err
 	}
-	tr.stage("wait")
-	p, err := s.plan(ctx, c)
+	if why := p.isClosed(); why != "" {
+		return textError{fmt.Sprintf("pod %s %s", p.record().Name, why), errdefs.ErrConflict}
+	}
+	p.starts(1)
+	defer p.starts(-1)
+	p.op.Lock()
+	m := p.running()
+	if m == nil && p.explicit() {
+		if err := p.startVM(ctx, tr); err != nil {
+			p.op.Unlock()
+			return err
+		}
+		m = p.running()
+	}
+	if m == nil {
+		defer p.op.Unlock()
+		return p.startFirst(ctx, c, tr)
+	}
+	return p.startNext(ctx, m, c, tr) // unlocks p.op
+}
+
+// joinable says whether the container whose pod c joined is there.
+func (p *pod) joinable(c *container) error {
+	id := c.spec().JoinNet
+	if id == "" {
+		return nil
+	}
+	other, err := p.set.find(id)
+	if err != nil {
+		return err
+	}
+	if _, err := other.running(); err != nil {
+		return textError{fmt.Sprintf("cannot join network of a non running container: %s", other.id), errdefs.ErrConflict}
+	}
+	return nil
+}
+
+// startFirst starts a container in a VM that is made for it. Precondition: p.op is held.
+func (p *pod) startFirst(ctx context.Context, c *container, tr *trace) error {
+	pl, err := p.plan(ctx, c, c)
 	if err != nil {
 		return err
 	}
 	tr.stage("plan")
-	err = s.startIn(ctx, c, p, tr)
-	var spoiled *spoiledError
-	if !errors.As(err, &spoiled) {
-		return err
-	}
-	// A template that does not make good clones costs this start some time, no more.
-	s.log.Warn("boot instead of a clone", "container", c.id, "template", spoiled.t.ID, "err", spoiled.err)
-	why, _, _ := strings.Cut(spoiled.err.Error(), "\n")
-	p.cold = "its template did not work: " + why
-	if c.reclaimed != nil {
-		<-c.reclaimed
-	}
-	err = s.startIn(ctx, c, p, tr)
-	if err == nil {
-		s.cfg.Templates.Spoiled(spoiled.t, spoiled.err) // since it was not the host's fault
-	}
-	return err
+	return p.inNewVM(ctx, pl, tr, func(m *machine) error {
+		conf := m.configuration(pl.size)
+		sp := c.spec()
+		conf.Hostname, conf.Domainname, conf.ShmBytes = c.hostname(), sp.Domainname, uint64(max(sp.ShmBytes, 0))
+		launched, err := m.run(ctx, c, conf, pl.first, tr)
+		if err != nil {
+			return err
+		}
+		return c.enter(m, launched, tr)
+	})
 }
 
-// A spoiledError says that a clone never answered, though a VM that boots may.
-type spoiledError struct {
-	t   *template.Template
-	err error
-}
-
-func (e *spoiledError) Error() string { return e.err.Error() }
-func (e *spoiledError) Unwrap() error { return e.err }
-
-// startIn starts the container in a VM as planned.
-func (s *Set) startIn(ctx context.Context, c *container, p *plan, tr *trace) error {
-	m, err := s.machineFor(ctx, c, p, tr)
+// startNext starts a container in a VM that runs. Precondition: p.op is held; it is
+// given up while the guest works, so that several start side by side.
+func (p *pod) startNext(ctx context.Context, m *machine, c *container, tr *trace) error {
+	z, n, err := p.makeRoom(ctx, m, c, tr)
+	p.op.Unlock()
 	if err != nil {
 		return err
 	}
-	m.trace = tr
-	err = m.run(ctx, c, p, tr)
+	conf := &wire.ConfigureRequest{MemoryMaxBytes: uint64(z.memory), Cpus: uint32(z.cpus)}
+	launched, err := m.run(ctx, c, conf, n, tr)
 	if err == nil {
-		err = c.enter(m, true)
+		err = c.enter(m, launched, tr)
 	}
 	if err == nil {
-		tr.end(m.rec.Info.Road)
 		return nil
 	}
-	c.reclaimed = m.destroy(ctx)
+	var spoiled *spoiledError
+	if errors.As(err, &spoiled) {
+		err = spoiled.err // the VM ran: its template was not the reason
+	}
+	p.op.Lock()
+	defer p.op.Unlock()
+	return errors.Join(err, p.leave(ctx, m, c, false))
+}
+
+// makeRoom has a VM take one more container: its memory, its disks. Precondition: p.op is held.
+func (p *pod) makeRoom(ctx context.Context, m *machine, c *container, tr *trace) (size, *needs, error) {
+	s := p.set
+	z := p.sizeWith(m, c)
+	info := m.info()
+	if why := info.fits(z); why != "" {
+		return z, nil, fmt.Errorf("start container %s in its pod: %s, and its containers would have %d MiB and %d CPUs with it: %w",
+			c.name(), why, z.memory/mib, z.cpus, errdefs.ErrResourceExhausted)
+	}
+	release, err := s.cfg.Memory.Admit(c.spec().Resources.MemoryReservationBytes)
+	if err != nil {
+		return z, nil, fmt.Errorf("start container %s in its pod: %w", c.name(), err)
+	}
+	defer release()
+	n, err := c.needs(ctx)
+	if err != nil {
+		return z, nil, err
+	}
+	tr.stage("plan")
+	if err := m.setRun(c.id, func(*runRecord) {}); err != nil {
+		return z, nil, err
+	}
+	most, err := m.grow(z)
+	if err == nil {
+		err = s.cfg.Groups.Update(m.id(), most.onHost(info.MemMiB))
+	}
+	if err == nil {
+		err = m.place(ctx, n)
+	}
+	tr.stage("fill")
+	if err != nil {
+		return z, nil, errors.Join(err, p.leave(ctx, m, c, false))
+	}
+	return z, n, nil
+}
+
+// endWith ends the VM if it was there for containers only and c, which does not run any more, was
+// the last, or if the VM has ended by itself. Precondition: p.op is held.
+func (p *pod) endWith(ctx context.Context, m *machine, c *container) (ended bool) {
+	p.mu.Lock()
+	mine := p.machine == m
+	p.mu.Unlock()
+	if !mine || p.explicit() && !isClosed(m.vm.Done()) {
+		return !mine
+	}
+	for id := range m.record().Containers {
+		if id != c.id {
+			return false
+		}
+	}
+	p.destroyMachine(ctx)
+	return true
+}
+
+// leave takes a container that does not run any more out of the pod's VM, which goes on. clean says that
+// the guest has let go of it already. Precondition: p.op is held.
+func (p *pod) leave(ctx context.Context, m *machine, c *container, clean bool) error {
+	if p.endWith(ctx, m, c) {
+		return nil
+	}
+	if isClosed(m.vm.Done()) {
+		return m.update(func(r *vmRecord) { delete(r.Containers, c.id) })
+	}
+	if !clean {
+		if err := m.deleteContainer(ctx, c.id); err != nil {
+			return err // the guest may use its disks still: they stay where they are
+		}
+	}
+	err := m.vacate(ctx, c.id)
+	return errors.Join(err, m.update(func(r *vmRecord) { delete(r.Containers, c.id) }))
+}
+
+// deleteContainer has the guest let go of a container.
+func (m *machine) deleteContainer(ctx context.Context, id string) error {
+	ctx, cancel := context.WithTimeout(ctx, unmountTimeout)
+	defer cancel()
+	g, err := m.guest(ctx)
+	if err != nil {
+		return err
+	}
+	if _, err = g.DeleteContainer(ctx, &wire.DeleteContainerRequest{Id: id}); errdefs.IsNotFound(err) {
+		return nil
+	}
 	return err
 }
 
-// enter makes the container running in m. fresh is false when it has been
-// running and a new hyperd found it.
-func (c *container) enter(m *machine, fresh bool) error {
-	rr := m.rec.Containers[c.id]
+// enter makes the container running in m. tr is nil when it has been running
+// and a new hyperd found it; launched too.
+func (c *container) enter(m *machine, launched *guest.Process, tr *trace) error {
+	fresh := tr != nil
+	rr, _ := m.runRecord(c.id)
 	log, err := logs.Open(c.set.cfg.Layout.ContainerLogs(c.id), logs.Options{
 		Discard: c.spec().Log.Driver == "none", MaxBytes: c.spec().Log.MaxBytes, MaxFiles: c.spec().Log.MaxFiles,
 	})
@@ -129,6 +253,7 @@ func (c *container) enter(m *machine, fresh bool) error {
 		log.Rewind()
 	}
 	r := newRun(c, m, rr, log)
+	r.launched, r.trace = launched, tr
 	c.mu.Lock()
 	if fresh {
 		err = c.transitionLocked(StatusRunning)
@@ -141,13 +266,14 @@ func (c *container) enter(m *machine, fresh bool) error {
 	if rr.Paused {
 		c.rec.Status = StatusPaused
 	}
-	c.rec.ExitCode, c.rec.OOMKilled, c.rec.Error, c.rec.FinishedAt = 0, false, "", time.Time{}
+	c.rec.End = End{}
+	c.rec.Stopped = false
 	c.run = r
 	close(c.started)
 	c.mu.Unlock()
 	r.begin()
-	if c.set.isClosing() {
-		m.release() // Close did not see this run any more
+	if fresh {
+		tr.end(m.info().Road)
 	}
 	if fresh && !c.spec().AutoRemove {
 		// Only for what a host crash leaves behind: off the start's road.
@@ -161,23 +287,33 @@ func (c *container) enter(m *machine, fresh bool) error {
 }
 
 // startFailed leaves the container as it was, with the reason.
-func (c *container) startFailed(ctx context.Context, err error) error {
+func (c *container) startFailed(ctx context.Context, err error, tr *trace) error {
 	endSinks(append(c.out[0].take(), c.out[1].take()...))
 	c.mu.Lock()
-	c.rec.Error, c.rec.ExitCode = err.Error(), 128
-	var ee *execError
-	if errors.As(err, &ee) {
-		c.rec.ExitCode = ee.code
-	}
+	c.rec.End = startEnd(err, tr)
 	remove := c.rec.Spec.AutoRemove
 	if remove {
-		c.notifyLocked(ExitStatus{Code: c.rec.ExitCode, Error: c.rec.Error}, WaitNextExit, WaitNotRunning)
+		c.notifyLocked(ExitStatus{Code: c.rec.ExitCode, Error: c.rec.text()}, WaitNextExit, WaitNotRunning)
 	}
 	c.mu.Unlock()
 	if remove {
 		return errors.Join(err, c.removeLocked(ctx))
 	}
 	return errors.Join(err, c.save())
+}
+
+// startEnd describes a start that failed.
+func startEnd(err error, tr *trace) End {
+	e := End{Cause: CauseStart, ExitCode: 128, Error: err.Error(), Stage: tr.failedAt(), FinishedAt: time.Now()}
+	var se *vmm.StartError
+	if errors.As(err, &se) {
+		e.Error, e.Detail, e.Stderr, e.Console = se.Err.Error(), se.Tried, se.Stderr, se.Console
+	}
+	var ee *execError
+	if errors.As(err, &ee) {
+		e.ExitCode = ee.code
+	}
+	return e
 }
 
 // An execError says that the program itself could not be run. Code is what a

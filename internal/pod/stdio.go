@@ -87,7 +87,7 @@ func endSinks(sinks []*sink) {
 func (r *run) pump(s logs.Stream, q *queue) {
 	defer q.close()
 	next := r.log.Offset(s) // of the first byte not received
-	if p := r.vm.launched; p != nil {
+	if p := r.launched; p != nil {
 		out := [...]*guest.Output{p.Out, p.Err}[s]
 		if err := r.carry(s, q, out, &next); err == nil || r.gone() {
 			r.flush(s)
@@ -139,7 +139,7 @@ func (r *run) carry(s logs.Stream, q *queue, out *guest.Output, next *uint64) er
 		buf := q.buffer()
 		n, err := out.Read(buf)
 		if n > 0 {
-			r.vm.trace.output()
+			r.trace.output()
 			*next += uint64(n)
 			f.mu.Lock()
 			safe, lerr := r.log.Write(s, buf[:n])

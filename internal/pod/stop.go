@@ -28,10 +28,14 @@ func (s *Set) Stop(ctx context.Context, ref, sig string, timeout *int) error {
 	if err != nil {
 		return err
 	}
+	if err := c.setStopped(); err != nil {
+		return err
+	}
 	r, err := c.running()
 	if err != nil {
 		return textError{"container " + c.id + " is already stopped", errdefs.ErrNotModified}
 	}
+	r.end(CauseStopped, "")
 	if err := r.stop(ctx, sig, timeout); err != nil {
 		return err
 	}
@@ -72,6 +76,20 @@ func (r *run) stop(ctx context.Context, sig string, timeout *int) error {
 		return ctx.Err()
 	}
 	return r.kill(ctx)
+}
+
+// setStopped says that somebody stopped the container, so that its policy does
+// not start it again.
+func (c *container) setStopped() error {
+	c.mu.Lock()
+	was := c.rec.Stopped
+	c.rec.Stopped = true
+	c.mu.Unlock()
+	if was || c.spec().AutoRemove {
+		return nil
+	}
+	c.set.podOf(c).wake()
+	return c.save()
 }
 
 // thaw resumes what is paused: a frozen process can't act on a signal. That
@@ -165,6 +183,12 @@ func (s *Set) Kill(ctx context.Context, ref, sig string) error {
 	if err != nil {
 		return textError{"cannot kill container: " + ref + ": " + err.Error(), conflict}
 	}
+	if stop, err := parseSignal(c.spec().StopSignal, unix.SIGTERM); num == unix.SIGKILL || err == nil && num == stop {
+		if err := c.setStopped(); err != nil {
+			return err
+		}
+	}
+	r.end(CauseStopped, "signal "+strconv.Itoa(int(num))+" was sent to it")
 	if num == unix.SIGKILL {
 		r.thaw(ctx)
 		err = r.kill(ctx)
@@ -254,14 +278,14 @@ func (c *container) removeLocked(context.Context) error {
 		c.mu.Lock()
 		c.rec.Error = "remove: " + err.Error()
 		terr := c.transitionLocked(before)
-		c.notifyLocked(ExitStatus{Code: c.rec.ExitCode, Error: c.rec.Error}, WaitRemoved)
+		c.notifyLocked(ExitStatus{Code: c.rec.ExitCode, Error: c.rec.text()}, WaitRemoved)
 		c.mu.Unlock()
 		return errors.Join(fmt.Errorf("remove container %s: %w", c.name(), err), terr)
 	}
 	c.set.publish(c, "destroy")
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	st := ExitStatus{Code: c.rec.ExitCode, Error: c.rec.Error}
+	st := ExitStatus{Code: c.rec.ExitCode, Error: c.rec.text()}
 	c.notifyLocked(st, WaitRemoved, WaitNextExit, WaitNotRunning)
 	return nil
 }

@@ -114,6 +114,22 @@ func (tr *trace) end(road Road) {
 	}
 }
 
+// nextStage is what comes after each stage.
+var nextStage = map[string]string{
+	"": "plan", "wait": "plan", "plan": "prepare", "prepare": "vmm", "vmm": "answer", "fill": "run", "answer": "run",
+	"wire": "run", "configure": "mount", "mount": "exec",
+}
+
+// failedAt is the stage in which a start has failed.
+func (tr *trace) failedAt() string {
+	t := tr.copy()
+	last := ""
+	if n := len(t.Stages); n > 0 {
+		last = t.Stages[n-1].Name
+	}
+	return nextStage[last]
+}
+
 func (tr *trace) copy() Trace {
 	tr.mu.Lock()
 	defer tr.mu.Unlock()

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"sync"
 	"time"
@@ -23,39 +24,37 @@ type vmRecord struct {
 	Attachment *network.Attachment // nil: no network, or not attached yet
 	Handle     *vmm.Handle         // nil: not started yet
 	Info       VMInfo
-	Containers map[string]runRecord // that run in it, by ID
+	Containers map[string]runRecord // that run in it, or are about to, by ID
+	Slots      map[string]slot      // by the ID of the disk in the guest
+	Memory     int64                // that containers might use at most so far, bytes
 }
 
 // A runRecord is what is kept of a container that runs.
 type runRecord struct {
-	PID       uint32
+	PID       uint32 // 0: it is about to be started
 	StartedAt time.Time
 	Paused    bool
 	Stdin     bool
-	Ended     *endRecord `json:",omitempty"` // nil: not yet
-}
-
-// An endRecord is how a process ended, kept from before the guest is told to
-// forget it until the container's record has it.
-type endRecord struct {
-	Code int
-	OOM  bool
-	At   time.Time
+	// How it ended, kept from before the guest is told to forget it until the
+	// container's record has it; nil: not yet.
+	Ended *End `json:",omitempty"`
 }
 
 // A machine is the VM of a pod, with all the pod has on the host because of
 // it. It makes the connection to the guest, and makes it anew when it is lost.
 type machine struct {
 	set      *Set
-	rec      vmRecord // changed only under the container's op lock
 	vm       vmm.VM
 	template *template.Template // that it is a clone of; nil: none, or adopted
-	trace    *trace             // of the start; nil: adopted
-	launched *guest.Process     // that it was started for; nil: adopted
+	fresh    bool               // this hyperd made it: nobody has talked to the guest before
 	bootedAt time.Time          // when the VMM was started
 
 	ctx    context.Context // ends when this hyperd lets go of the VM
 	cancel context.CancelFunc
+
+	saving sync.Mutex // held while the record is written, so that the last state stays
+	recMu  sync.Mutex // guards rec, of which the maps are changed by update only
+	rec    vmRecord
 
 	dialling lock // held while dialling
 	mu       sync.Mutex
@@ -91,7 +90,7 @@ func (m *machine) guest(ctx context.Context) (*guest.Client, error) {
 		return nil, fmt.Errorf("dial guest: %w", err)
 	}
 	var c *guest.Client
-	if old == nil && m.trace != nil {
+	if old == nil && m.fresh {
 		// Nobody has talked to it yet: the first call goes out before it answers.
 		c, err = m.set.cfg.OpenGuest(conn, guest.Options{Fresh: true})
 	} else {
@@ -168,9 +167,6 @@ func (m *machine) console() string {
 // release lets go of the VM; it runs on.
 func (m *machine) release() {
 	m.cancel()
-	if m.launched != nil {
-		m.launched.Close()
-	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.client != nil {
@@ -186,13 +182,13 @@ func (m *machine) destroy(ctx context.Context) <-chan struct{} {
 	m.release()
 	if m.vm != nil {
 		if err := m.vm.Kill(ctx); err != nil {
-			m.set.log.Error("end virtual machine", "vm", m.rec.ID, "err", err)
+			m.set.log.Error("end virtual machine", "vm", m.id(), "err", err)
 		}
 	}
 	done := make(chan struct{})
 	m.set.background.Go(func() {
 		defer close(done)
-		if err := m.set.reclaim(ctx, m.rec, m.vm); err != nil {
+		if err := m.set.reclaim(ctx, m.record(), m.vm); err != nil {
 			m.set.log.Error("clean up after a virtual machine", "err", err)
 		}
 	})
@@ -216,7 +212,63 @@ func (s *Set) reclaim(ctx context.Context, rec vmRecord, vm vmm.VM) error {
 	return s.cfg.Runtime.Delete(bucketVMs, rec.ID)
 }
 
-func (m *machine) save() error { return m.set.cfg.Runtime.Put(bucketVMs, m.rec.ID, m.rec) }
+// update changes the record and writes it.
+func (m *machine) update(change func(*vmRecord)) error {
+	m.saving.Lock()
+	defer m.saving.Unlock()
+	m.recMu.Lock()
+	change(&m.rec)
+	m.recMu.Unlock()
+	return m.set.cfg.Runtime.Put(bucketVMs, m.id(), m.record())
+}
+
+// record returns a copy of the record.
+func (m *machine) record() vmRecord {
+	m.recMu.Lock()
+	defer m.recMu.Unlock()
+	r := m.rec
+	r.Containers, r.Slots = maps.Clone(r.Containers), maps.Clone(r.Slots)
+	return r
+}
+
+func (m *machine) id() string { return m.rec.ID } // never changes
+
+// grow records what containers may use of the VM from now on; of the host it never
+// gets less.
+func (m *machine) grow(z size) (size, error) {
+	err := m.update(func(r *vmRecord) { r.Memory = max(r.Memory, z.memory) })
+	z.memory = m.record().Memory
+	return z, err
+}
+
+func (m *machine) info() VMInfo {
+	m.recMu.Lock()
+	defer m.recMu.Unlock()
+	return m.rec.Info
+}
+
+func (m *machine) attachment() *network.Attachment {
+	m.recMu.Lock()
+	defer m.recMu.Unlock()
+	return m.rec.Attachment
+}
+
+// runRecord returns what is kept of a container that runs in the VM.
+func (m *machine) runRecord(id string) (runRecord, bool) {
+	m.recMu.Lock()
+	defer m.recMu.Unlock()
+	rr, ok := m.rec.Containers[id]
+	return rr, ok
+}
+
+// setRun records what is known of a container that runs in the VM.
+func (m *machine) setRun(id string, change func(*runRecord)) error {
+	return m.update(func(r *vmRecord) {
+		rr := r.Containers[id]
+		change(&rr)
+		r.Containers[id] = rr
+	})
+}
 
 func networkInfo(a *network.Attachment) *NetworkInfo {
 	if a == nil {

@@ -5,12 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"path/filepath"
 	"slices"
 	"sync"
 	"time"
-
-	"github.com/containerd/errdefs"
 
 	"github.com/hyper-run/hyper/internal/guest"
 	"github.com/hyper-run/hyper/internal/guest/wire"
@@ -222,7 +221,8 @@ func (s *Set) makeWarm(ctx context.Context, sh *shelf) (_ *machine, err error) {
 	if _, err := s.cfg.Templates.Find(ctx, sh.shape); err != nil {
 		return nil, err
 	}
-	m, err := s.newVM(ctx, "")
+	pl := &plan{boot: sh.boot, shape: sh.shape, size: size{memory: vmRoom(sh.shape.MemMiB), cpus: sh.shape.CPUs}}
+	m, err := s.newVM("", pl)
 	if err != nil {
 		return nil, err
 	}
@@ -231,33 +231,21 @@ func (s *Set) makeWarm(ctx context.Context, sh *shelf) (_ *machine, err error) {
 			m.destroy(ctx)
 		}
 	}()
-	network := "default"
-	if !sh.shape.NIC {
-		network = "none"
-	}
-	p := &plan{boot: sh.boot, shape: sh.shape, memory: vmRoom(sh.shape.MemMiB), cpus: sh.shape.CPUs}
-	if err := m.bringUp(ctx, network, p, s.newTrace("", time.Now())); err != nil {
+	tr := s.newTrace("", time.Now())
+	if err := m.bringUp(ctx, pl, tr); err != nil {
 		return nil, err
 	}
-	if m.rec.Info.Road != RoadClone {
-		return nil, fmt.Errorf("make a clone: %w", &template.NotReadyError{Why: p.cold})
+	if m.info().Road != RoadClone {
+		return nil, fmt.Errorf("make a clone: %w", &template.NotReadyError{Why: pl.cold})
 	}
-	ctx, cancel := context.WithTimeout(ctx, s.cfg.StartTimeout)
-	defer cancel()
-	defer m.cancelAtEnd(ctx, cancel)()
+	if err := m.configure(ctx, m.identity(true), tr); err != nil {
+		return nil, err
+	}
 	g, err := m.guest(ctx)
 	if err != nil {
 		return nil, err
 	}
-	answered := m.answered(g)
-	if _, err := g.Configure(ctx, m.identity(true)); err != nil {
-		return nil, m.noAnswer(ctx, g, fmt.Errorf("configure guest: %w", err))
-	}
-	m.rec.Info.BootTime = (<-answered).Sub(m.bootedAt)
-	if err := s.rehearse(ctx, m, g); err != nil {
-		return nil, err
-	}
-	return m, m.save()
+	return m, s.rehearse(ctx, m, g)
 }
 
 // rehearsals is how often a small container is run: some roads differ the second time.
@@ -267,7 +255,7 @@ const rehearsals = 3
 // translated the code of a start before somebody waits for it. With hardware
 // that executes guests there is nothing to gain.
 func (s *Set) rehearse(ctx context.Context, m *machine, g *guest.Client) error {
-	if s.cfg.Rehearsal == nil || m.rec.Info.Accel != string(vmm.AccelTCG) {
+	if s.cfg.Rehearsal == nil || m.info().Accel != string(vmm.AccelTCG) {
 		return nil
 	}
 	sp, err := s.cfg.Rehearsal(ctx)
@@ -278,24 +266,19 @@ func (s *Set) rehearse(ctx context.Context, m *machine, g *guest.Client) error {
 	if err != nil {
 		return fmt.Errorf("rehearse: %w", err)
 	}
-	disk := filepath.Join(s.cfg.Layout.Pod(m.rec.ID), "rehearsal.ext4")
+	disk := filepath.Join(s.cfg.Layout.Pod(m.id()), "rehearsal.ext4")
 	if err := s.cfg.CreateDisk(disk, minDiskBytes, false); err != nil {
 		return fmt.Errorf("rehearse: %w", err)
 	}
-	f, ok := m.vm.(vmm.Filler)
-	if !ok {
-		return fmt.Errorf("rehearse: fill slots: %w", errdefs.ErrNotImplemented)
-	}
-	layer, upper := template.LayerSlot(layerSlots-1), template.DiskSlot(diskSlots-1)
-	if err := f.Fill(ctx, []vmm.Disk{{ID: layer, Path: layers[0], ReadOnly: true}, {ID: upper, Path: disk}}); err != nil {
+	c := s.newContainer(record{ID: newID(), Spec: sp})
+	n := &needs{user: c.id, layers: layers, disk: disk}
+	if err := m.place(ctx, n); err != nil {
 		return fmt.Errorf("rehearse: %w", err)
 	}
-	c := s.newContainer(record{ID: newID(), Spec: sp})
-	create, err := m.createRequest(c, &plan{})
+	create, err := m.createRequest(c, sp, m.placed(n))
 	if err != nil {
 		return fmt.Errorf("rehearse: %w", err)
 	}
-	create.Rootfs = &wire.RootFS{Layers: []string{layer}, Upper: upper}
 	for range rehearsals {
 		err := rehearseIn(ctx, g, c.id, &wire.RunRequest{
 			Configure: &wire.ConfigureRequest{}, Create: create, Start: &wire.StartProcessRequest{ContainerId: c.id},
@@ -304,7 +287,10 @@ func (s *Set) rehearse(ctx context.Context, m *machine, g *guest.Client) error {
 			return err
 		}
 	}
-	return nil
+	if err := m.vacate(ctx, c.id); err != nil {
+		return fmt.Errorf("rehearse: %w", err)
+	}
+	return os.Remove(disk)
 }
 
 // rehearseIn goes the whole road, output and end included.

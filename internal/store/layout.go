@@ -20,6 +20,8 @@ func (l Layout) Templates() string              { return filepath.Join(l.Root, "
 func (l Layout) Containers() string             { return filepath.Join(l.Root, "containers") }
 func (l Layout) Container(id string) string     { return filepath.Join(l.Containers(), id) }
 func (l Layout) ContainerDisk(id string) string { return filepath.Join(l.Container(id), "disk.ext4") }
+func (l Layout) AllPodDisks() string            { return filepath.Join(l.Root, "pods") }
+func (l Layout) PodDisks(id string) string      { return filepath.Join(l.AllPodDisks(), id) } // its volumes
 func (l Layout) ContainerLogs(id string) string { return filepath.Join(l.Container(id), "logs") }
 
 // Paths that do not.

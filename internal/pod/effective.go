@@ -1,0 +1,113 @@
+package pod
+
+import (
+	"maps"
+	"os"
+	"slices"
+	"strings"
+
+	"github.com/hyper-run/hyper/internal/network"
+)
+
+// effective is the container's spec with what its pod, or the container whose
+// network it joined, says for all.
+func (c *container) effective() Spec {
+	sp := c.spec()
+	if other := c.joined(); other != nil {
+		osp := other.spec()
+		sp.Domainname, sp.ExtraHosts, sp.DNS, sp.DNSSearch, sp.DNSOptions = osp.Domainname, osp.ExtraHosts, osp.DNS, osp.DNSSearch, osp.DNSOptions
+	}
+	p := c.set.podOf(c)
+	if !p.explicit() {
+		return sp
+	}
+	ps := p.record().Spec
+	sp.Domainname = ps.Domainname
+	sp.ExtraHosts = append(slices.Clone(ps.ExtraHosts), sp.ExtraHosts...)
+	if len(sp.DNS)+len(sp.DNSSearch)+len(sp.DNSOptions) == 0 {
+		sp.DNS, sp.DNSSearch, sp.DNSOptions = ps.DNS, ps.DNSSearch, ps.DNSOptions
+	}
+	if len(ps.Sysctls) > 0 {
+		all := maps.Clone(ps.Sysctls)
+		maps.Copy(all, sp.Sysctls)
+		sp.Sysctls = all
+	}
+	if sp.PIDMode == "" && ps.SharePID {
+		sp.PIDMode = "pod"
+	}
+	return sp
+}
+
+// startSpec is effective, with what is known only when the pod runs.
+func (c *container) startSpec(a *network.Attachment) (Spec, error) {
+	sp := c.effective()
+	fields := map[string]string{}
+	for _, f := range sp.EnvFields {
+		fields[f.Name] = fieldValue(f.Field, a)
+	}
+	if sp.Expand {
+		known := func(name string) (string, bool) {
+			v, ok := fields[name]
+			return v, ok
+		}
+		for _, list := range []*[]string{&sp.Args, &sp.Env} {
+			*list = slices.Clone(*list)
+			for i, text := range *list {
+				var err error
+				if (*list)[i], err = Expand(text, known); err != nil {
+					return sp, err
+				}
+			}
+		}
+	}
+	for _, f := range sp.EnvFields {
+		sp.Env = append(slices.Clone(sp.Env), f.Name+"="+fields[f.Name])
+	}
+	return sp, nil
+}
+
+// fieldValue is what a field of the pod is, see EnvField.
+func fieldValue(field string, a *network.Attachment) string {
+	var ips []string
+	if a != nil {
+		for _, p := range a.Addrs {
+			ips = append(ips, p.Addr().String())
+		}
+	}
+	switch {
+	case field == "status.podIPs":
+		return strings.Join(ips, ",")
+	case field == "status.podIP" && len(ips) > 0:
+		return ips[0]
+	case field == "status.hostIP" && a != nil && len(a.Gateway) > 0:
+		return a.Gateway[0].String()
+	case field == "spec.nodeName":
+		name, _ := os.Hostname()
+		return name
+	}
+	return ""
+}
+
+// joined is the container whose network this one joined, nil when it has its own.
+func (c *container) joined() *container {
+	id := c.spec().JoinNet
+	if id == "" {
+		return nil
+	}
+	c.set.mu.Lock()
+	defer c.set.mu.Unlock()
+	return c.set.containers[id]
+}
+
+func (c *container) hostname() string {
+	if other := c.joined(); other != nil {
+		return other.hostname()
+	}
+	if p := c.set.podOf(c); p.explicit() {
+		return p.hostname()
+	}
+	if name := c.spec().Hostname; name != "" {
+		return name
+	}
+	return short(c.id)
+}

@@ -1,0 +1,200 @@
+package pod
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/hyper-run/hyper/internal/keep"
+)
+
+// bucketPods has the podRecords by pod ID, of pods that were made as such; durable.
+const bucketPods = "pods"
+
+// A podRecord is what is kept of a pod that was made as such. One that was
+// made for a container needs none: the container's record names it.
+type podRecord struct {
+	ID        string
+	Name      string
+	Created   time.Time
+	Spec      PodSpec
+	Wanted    bool // it was started, and nobody stopped it
+	End            // of its last VM, or of a start that failed
+	StartedAt time.Time
+}
+
+// A pod is one VM at a time, and the containers that run in it.
+type pod struct {
+	set *Set
+	id  string
+
+	// op is held by whoever makes, fills or ends the VM. It is taken after a
+	// container's op, and never while the guest runs something.
+	op        sync.Mutex
+	reclaimed <-chan struct{} // guarded by op: closed when what the last VM had is given back; may be nil
+
+	saving sync.Mutex // held while the record is written or deleted
+
+	mu       sync.Mutex // guards what follows
+	rec      podRecord  // Name is "": made for one container
+	machine  *machine   // nil: no VM
+	removed  bool
+	closed   string        // why nothing can be started in it, "": it can
+	starting int           // starts under way in it
+	kept     bool          // its keeper runs
+	changed  chan struct{} // closed and made anew when something of it has changed
+	// What keep.Next said last, and whether everything of it was done.
+	phase      keep.Phase
+	restarting []string
+	quiet      bool
+
+	again chan struct{} // wakes the keeper
+}
+
+// explicit says that the pod was made as such.
+func (p *pod) explicit() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.rec.Name != ""
+}
+
+func (p *pod) record() podRecord {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.rec
+}
+
+// running returns the pod's VM, nil when there is none that lives.
+func (p *pod) running() *machine {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.machine == nil || isClosed(p.machine.vm.Done()) {
+		return nil
+	}
+	return p.machine
+}
+
+func (p *pod) setMachine(m *machine) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.machine = m
+}
+
+// members returns the pod's containers, in the order they were made.
+func (s *Set) members(podID string) []*container {
+	s.mu.Lock()
+	var all []*container
+	for _, c := range s.containers {
+		if c.podID == podID {
+			all = append(all, c)
+		}
+	}
+	s.mu.Unlock()
+	slices.SortFunc(all, func(a, b *container) int {
+		return cmp.Or(a.rec.Created.Compare(b.rec.Created), cmp.Compare(a.id, b.id)) // neither ever changes
+	})
+	return all
+}
+
+// podLocked returns the pod of an ID, which it makes if there is none.
+func (s *Set) podLocked(id string) *pod {
+	p := s.pods[id]
+	if p == nil {
+		p = &pod{set: s, id: id, rec: podRecord{ID: id}, changed: make(chan struct{}), again: make(chan struct{}, 1)}
+		s.pods[id] = p
+	}
+	return p
+}
+
+func (s *Set) podOf(c *container) *pod {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.podLocked(c.podID)
+}
+
+// A size is what some containers need of a VM together.
+type size struct {
+	memory   int64   // bytes, with their page cache
+	cpus     int     // that they see
+	quota    float64 // CPUs that they may use, 0: all they see
+	reserved int64   // bytes that they were promised
+}
+
+// sizeOf adds up what containers need; what was said of the pod goes before.
+// All that have no limit share what one of them would have.
+func (s *Set) sizeOf(all []Resources, whole PodResources) size {
+	// Room for what hyperstart keeps for each, which must not push a
+	// container below its own limit.
+	const own = 16 * mib
+	var z size
+	var promised int64 // billionths of a CPU
+	open, unbounded := len(all) == 0, false
+	for _, r := range all {
+		z.memory += r.MemoryBytes + own
+		open = open || r.MemoryBytes == 0
+		z.reserved += r.MemoryReservationBytes
+		promised += r.NanoCPUs
+		unbounded = unbounded || quota(r) == 0
+		z.quota += quota(r)
+	}
+	if open {
+		z.memory += int64(s.cfg.MemMiB)*mib - own
+	}
+	if unbounded || len(all) == 0 {
+		z.quota = 0
+	}
+	if whole.MemoryBytes > 0 {
+		z.memory = whole.MemoryBytes + int64(max(1, len(all)))*own
+	}
+	if whole.NanoCPUs > 0 {
+		promised, z.quota = whole.NanoCPUs, float64(whole.NanoCPUs)/1e9
+	}
+	// As with Docker they see the host's CPUs, unless they are promised more.
+	z.cpus = max(s.cfg.CPUs, int((promised+1e9-1)/1e9))
+	return z
+}
+
+// sizeWith is what the containers that run in the VM need, and those of add.
+func (p *pod) sizeWith(m *machine, add ...*container) size {
+	var all []Resources
+	for _, c := range p.set.members(p.id) {
+		running := false
+		if m != nil {
+			_, running = m.runRecord(c.id)
+		}
+		if running || slices.Contains(add, c) {
+			all = append(all, c.spec().Resources)
+		}
+	}
+	return p.set.sizeOf(all, p.record().Spec.Resources)
+}
+
+// fits says why a running VM has no room for z, "" when it has.
+func (i VMInfo) fits(z size) string {
+	if room := vmRoom(i.MemMiB); z.memory > room || z.cpus > i.CPUs {
+		return fmt.Sprintf("its running VM has room for %d MiB and %d CPUs", room/mib, i.CPUs)
+	}
+	return ""
+}
+
+// destroyMachine ends the pod's VM. Precondition: p.op is held.
+func (p *pod) destroyMachine(ctx context.Context) {
+	p.mu.Lock()
+	m := p.machine
+	p.machine = nil
+	p.mu.Unlock()
+	if m != nil {
+		p.reclaimed = m.destroy(ctx)
+	}
+}
+
+// waitReclaimed waits until what the last VM had is given back. Precondition: p.op is held.
+func (p *pod) waitReclaimed() {
+	if p.reclaimed != nil {
+		<-p.reclaimed
+		p.reclaimed = nil
+	}
+}

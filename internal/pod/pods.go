@@ -1,0 +1,445 @@
+package pod
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/containerd/errdefs"
+
+	"github.com/hyper-run/hyper/internal/event"
+	"github.com/hyper-run/hyper/internal/guest/wire"
+)
+
+var _ Pods = (*Set)(nil)
+
+// findPod returns the pod that ref means: an ID, a name, a unique ID
+// prefix, or that of a container in it, in this order.
+func (s *Set) findPod(ref string) (*pod, error) {
+	s.mu.Lock()
+	p := s.pods[ref]
+	if id, ok := s.podNames[ref]; p == nil && ok {
+		p = s.pods[id]
+	}
+	if p == nil && isHex(ref) {
+		for id, other := range s.pods {
+			if !strings.HasPrefix(id, ref) {
+				continue
+			}
+			if p != nil {
+				s.mu.Unlock()
+				return nil, textError{"multiple IDs found with provided prefix: " + ref, errdefs.ErrInvalidArgument}
+			}
+			p = other
+		}
+	}
+	s.mu.Unlock()
+	if p != nil {
+		return p, nil
+	}
+	if c, err := s.find(ref); err == nil {
+		return s.podOf(c), nil
+	}
+	return nil, notFound("No such pod: " + ref)
+}
+
+// podFor is the ID of the pod that a new container shall be in.
+func (s *Set) podFor(ref string) (string, error) {
+	if ref == "" {
+		return newID(), nil
+	}
+	p, err := s.findPod(ref)
+	if err != nil {
+		return "", err
+	}
+	return p.id, nil
+}
+
+func (p *pod) isRemoved() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.removed
+}
+
+// dropPodLocked forgets a pod that was made for containers when the last is gone.
+func (s *Set) dropPodLocked(id string) {
+	p := s.pods[id]
+	if p == nil || p.explicit() {
+		return
+	}
+	for _, c := range s.containers {
+		if c.podID == id {
+			return
+		}
+	}
+	delete(s.pods, id)
+}
+
+// CreatePod implements Pods.
+func (s *Set) CreatePod(ctx context.Context, o PodOptions) (_ string, err error) {
+	if err := s.checkPod(o); err != nil {
+		return "", err
+	}
+	p, err := s.claimPod(o)
+	if err != nil {
+		return "", err
+	}
+	if err := p.make(o); err != nil {
+		return "", errors.Join(fmt.Errorf("create pod %s: %w", p.record().Name, err), p.unmake(context.WithoutCancel(ctx)))
+	}
+	p.mu.Lock()
+	p.closed = ""
+	p.mu.Unlock()
+	s.publishPod(p, "create")
+	return p.id, nil
+}
+
+// make records the pod, then makes what it has on disk, and its containers.
+func (p *pod) make(o PodOptions) error {
+	s := p.set
+	if err := p.save(); err != nil {
+		return err
+	}
+	for _, v := range o.Spec.Volumes {
+		if v.Memory {
+			continue
+		}
+		disk := p.volumeDisk(v)
+		if err := os.MkdirAll(filepath.Dir(disk), 0o700); err != nil {
+			return err
+		}
+		if err := s.cfg.CreateDisk(disk, cmp.Or(v.Bytes, defaultDiskBytes), false); err != nil {
+			return fmt.Errorf("volume %s: %w", v.Name, err)
+		}
+	}
+	for _, c := range o.Containers {
+		if _, err := s.newMember(p.id, c); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// claimPod gives a new pod its name and puts it into the Set; nothing can be started in it yet.
+func (s *Set) claimPod(o PodOptions) (*pod, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if o.Name == "" {
+		o.Name = s.freeNameLocked()
+	}
+	if id, taken := s.podNames[o.Name]; taken {
+		return nil, textError{fmt.Sprintf("Conflict. The pod name %q is already in use by pod %s. You have to remove that pod to be able to reuse that name.", o.Name, short(id)), errdefs.ErrConflict}
+	}
+	p := s.podLocked(newID())
+	p.rec = podRecord{ID: p.id, Name: o.Name, Created: time.Now(), Spec: o.Spec}
+	p.closed = "is being made"
+	s.podNames[o.Name] = p.id
+	return p, nil
+}
+
+var (
+	validVolume = regexp.MustCompile(`^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$`)
+	kernelArg   = regexp.MustCompile(`^[a-zA-Z0-9_.-]{1,64}(=[a-zA-Z0-9_.,:/@%+-]{0,256})?$`)
+)
+
+// ownKernelArgs are the parameters that Hyper gives the guest's kernel itself.
+var ownKernelArgs = []string{"init", "rdinit", "root", "console", "panic", "reboot", "virtio_mmio.device", "initrd", "initcall_blacklist", "tsc_early_khz", "mem", "memmap"}
+
+// CheckKernelArg says whether arg may be given to a guest's kernel: NAME or
+// NAME=VALUE of plain characters, and not one on which Hyper itself depends.
+func CheckKernelArg(arg string) error {
+	name, _, _ := strings.Cut(arg, "=")
+	if !kernelArg.MatchString(arg) || strings.HasPrefix(name, "hyper.") || slices.Contains(ownKernelArgs, name) {
+		return textError{fmt.Sprintf("kernel parameter %q: want NAME or NAME=VALUE of letters, digits and _.,:/@%%+-, and none that Hyper sets itself", arg), errdefs.ErrInvalidArgument}
+	}
+	return nil
+}
+
+// checkPod refuses what can never run.
+func (s *Set) checkPod(o PodOptions) error {
+	invalid := func(format string, a ...any) error {
+		return textError{fmt.Sprintf(format, a...), errdefs.ErrInvalidArgument}
+	}
+	sp := o.Spec
+	if o.Name != "" && !validName.MatchString(o.Name) {
+		return invalid("Invalid pod name (%s), only [a-zA-Z0-9][a-zA-Z0-9_.-] are allowed", o.Name)
+	}
+	names := map[string]bool{}
+	for _, v := range sp.Volumes {
+		switch {
+		case !validVolume.MatchString(v.Name):
+			return invalid("volume %q: want a name of 1 to 63 lower case letters, digits and -", v.Name)
+		case names[v.Name]:
+			return invalid("volume %s is there twice", v.Name)
+		case v.Bytes < 0 || !v.Memory && v.Bytes != 0 && v.Bytes < minDiskBytes:
+			return invalid("volume %s: want a size of at least %d MiB", v.Name, minDiskBytes/mib)
+		case !v.Memory && len(v.Files) > 0:
+			return invalid("volume %s: only one in memory can have files", v.Name)
+		}
+		names[v.Name] = true
+	}
+	for _, a := range sp.KernelArgs {
+		if err := CheckKernelArg(a); err != nil {
+			return err
+		}
+	}
+	for _, h := range sp.ExtraHosts {
+		if err := CheckExtraHost(h); err != nil {
+			return err
+		}
+	}
+	if err := s.checkPodResources(sp.Resources); err != nil {
+		return err
+	}
+	var all []Resources
+	for _, c := range o.Containers {
+		if err := s.check(c.Spec); err != nil {
+			return fmt.Errorf("container %s: %w", c.Name, err)
+		}
+		if err := checkMounts(c.Spec.Mounts, names); err != nil {
+			return fmt.Errorf("container %s: %w", c.Name, err)
+		}
+		if c.Spec.Role != RoleInit {
+			all = append(all, c.Spec.Resources)
+		}
+	}
+	return s.checkSize(s.sizeOf(all, sp.Resources))
+}
+
+func (s *Set) checkPodResources(r PodResources) error {
+	switch {
+	case r.MemoryBytes < 0 || r.MemoryBytes != 0 && r.MemoryBytes < minMemory:
+		return textError{"Minimum memory limit allowed is 6MB", errdefs.ErrInvalidArgument}
+	case r.NanoCPUs < 0 || r.NanoCPUs > int64(s.maxCPUs())*1e9:
+		return textError{fmt.Sprintf("range of CPUs is from 0.01 to %d.00, as there are only %d CPUs available", s.maxCPUs(), s.maxCPUs()), errdefs.ErrInvalidArgument}
+	}
+	return nil
+}
+
+// checkSize refuses a pod that no VM here is large enough for.
+func (s *Set) checkSize(z size) error {
+	if z.cpus > s.maxCPUs() {
+		return textError{fmt.Sprintf("its containers are promised %d CPUs together, and there are only %d available", z.cpus, s.maxCPUs()), errdefs.ErrInvalidArgument}
+	}
+	if most := s.cfg.MaxMemMiB; most > 0 && z.memory > vmRoom(most) {
+		return textError{fmt.Sprintf("its containers may use %d MiB together, and the host has %d MiB", z.memory/mib, most), errdefs.ErrInvalidArgument}
+	}
+	return nil
+}
+
+func checkMounts(mounts []Mount, volumes map[string]bool) error {
+	for _, m := range mounts {
+		if !volumes[m.Volume] {
+			return textError{fmt.Sprintf("mount %s: the pod has no volume %q", m.Path, m.Volume), errdefs.ErrInvalidArgument}
+		}
+		if !filepath.IsAbs(m.Path) || filepath.Clean(m.Path) == "/" || slices.Contains(strings.Split(m.SubPath, "/"), "..") || filepath.IsAbs(m.SubPath) {
+			return textError{fmt.Sprintf("mount of volume %s: want an absolute path in the container and a relative one in the volume, not %q and %q", m.Volume, m.Path, m.SubPath), errdefs.ErrInvalidArgument}
+		}
+	}
+	return nil
+}
+
+func (p *pod) volumeDisk(v Volume) string {
+	return filepath.Join(p.set.cfg.Layout.PodDisks(p.id), v.Name+".ext4")
+}
+
+// volumeUser is who a volume's disk is for, see slot.Users.
+func volumeUser(v Volume) string { return "volume:" + v.Name }
+
+func (p *pod) save() error {
+	p.saving.Lock()
+	defer p.saving.Unlock()
+	if p.isRemoved() || !p.explicit() {
+		return nil
+	}
+	return p.set.cfg.Store.Put(bucketPods, p.id, p.record())
+}
+
+// unmake removes the pod, its containers and its volumes. Precondition: it is closed, and
+// no container of it runs. Idempotent.
+func (p *pod) unmake(ctx context.Context) error {
+	s := p.set
+	var errs []error
+	for _, c := range s.members(p.id) {
+		if _, err := c.removeStopped(ctx); err != nil && !errdefs.IsNotFound(err) {
+			errs = append(errs, err)
+		}
+	}
+	p.op.Lock()
+	p.destroyMachine(ctx)
+	p.waitReclaimed()
+	p.op.Unlock()
+	errs = append(errs, os.RemoveAll(s.cfg.Layout.PodDisks(p.id)))
+	if err := errors.Join(errs...); err != nil {
+		return err
+	}
+	p.saving.Lock()
+	err := s.cfg.Store.Delete(bucketPods, p.id)
+	p.mu.Lock()
+	p.removed = err == nil
+	p.mu.Unlock()
+	p.saving.Unlock()
+	if err != nil {
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.podNames, p.record().Name)
+	delete(s.pods, p.id)
+	return nil
+}
+
+// startVM brings up the VM of a pod that was made as such, without a container.
+// Precondition: p.op is held.
+func (p *pod) startVM(ctx context.Context, tr *trace) error {
+	p.starts(1)
+	defer p.starts(-1)
+	begin := time.Now()
+	pl, err := p.plan(ctx, nil, p.set.members(p.id)...)
+	if err != nil {
+		return err
+	}
+	tr.stage("plan")
+	err = p.inNewVM(ctx, pl, tr, func(m *machine) error { return p.beginVM(ctx, m, pl.size, tr) })
+	p.mu.Lock()
+	p.rec.End, p.rec.StartedAt = End{}, begin
+	if err != nil {
+		p.rec.End = startEnd(err, tr)
+	}
+	p.mu.Unlock()
+	if serr := p.save(); serr != nil {
+		p.set.log.Error("record start of pod", "pod", p.id, "err", serr)
+	}
+	if err != nil {
+		return fmt.Errorf("start pod %s: %w", p.record().Name, err)
+	}
+	m := p.running()
+	if m == nil {
+		return fmt.Errorf("start pod %s: its virtual machine stopped at once: %w", p.record().Name, errdefs.ErrUnavailable)
+	}
+	p.set.background.Go(func() { p.watch(m) })
+	return nil
+}
+
+// beginVM tells a new VM who it is and gives it the pod's volumes.
+func (p *pod) beginVM(ctx context.Context, m *machine, z size, tr *trace) error {
+	sp := p.record().Spec
+	for _, v := range sp.Volumes {
+		if !v.Memory {
+			if err := m.place(ctx, &needs{user: volumeUser(v), disk: p.volumeDisk(v)}); err != nil {
+				return fmt.Errorf("volume %s: %w", v.Name, err)
+			}
+		}
+	}
+	conf := m.configuration(z)
+	conf.Hostname, conf.Domainname, conf.Sysctls = p.hostname(), sp.Domainname, sp.Sysctls
+	conf.ShmBytes = uint64(max(sp.ShmBytes, 0))
+	for _, v := range sp.Volumes {
+		vol := &wire.Volume{Name: v.Name, Bytes: uint64(v.Bytes), Mode: v.Mode, Gid: v.GID}
+		if !v.Memory {
+			vol.Disk = m.placed(&needs{user: volumeUser(v), disk: p.volumeDisk(v)}).Upper
+		}
+		for _, f := range v.Files {
+			content := f.Content
+			if f.Field != "" {
+				content = []byte(fieldValue(f.Field, m.attachment()))
+			}
+			vol.Files = append(vol.Files, &wire.File{Path: f.Path, Content: content, Mode: f.Mode})
+		}
+		conf.Volumes = append(conf.Volumes, vol)
+	}
+	return m.configure(ctx, conf, tr)
+}
+
+func (p *pod) hostname() string {
+	rec := p.record()
+	if rec.Spec.Hostname != "" {
+		return rec.Spec.Hostname
+	}
+	return rec.Name
+}
+
+// watch waits for the end of the VM of a pod that was made as such, and records it
+// if nobody here has ended it.
+func (p *pod) watch(m *machine) {
+	select {
+	case <-m.vm.Done():
+	case <-m.ctx.Done():
+		if !isClosed(m.vm.Done()) {
+			return // this hyperd lets go of it, or ends it
+		}
+	}
+	end := m.died()
+	for _, c := range p.set.members(p.id) { // they end with it
+		if r, err := c.running(); err == nil && r.vm == m {
+			<-r.released
+		}
+	}
+	p.op.Lock()
+	defer p.op.Unlock()
+	p.mu.Lock()
+	mine := p.machine == m
+	unknown := mine || p.rec.FinishedAt.IsZero()
+	if unknown {
+		p.rec.End = end
+	}
+	p.mu.Unlock()
+	if mine {
+		p.destroyMachine(context.Background())
+	}
+	p.wake()
+	if !unknown {
+		return
+	}
+	if err := p.save(); err != nil {
+		p.set.log.Error("record end of pod", "pod", p.id, "err", err)
+	}
+	p.set.publishPod(p, "die")
+}
+
+// lost records that the VM ended while no hyperd was there to see.
+func (p *pod) lost() {
+	p.mu.Lock()
+	p.rec.End = End{Cause: CauseHost, Error: "the virtual machine ended while hyperd was not running", FinishedAt: time.Now()}
+	p.mu.Unlock()
+	if err := p.save(); err != nil {
+		p.set.log.Error("record end of pod", "pod", p.id, "err", err)
+	}
+}
+
+// release lets go of the pod's VM without stopping it, when nothing is being started in it.
+func (p *pod) release() {
+	p.mu.Lock()
+	m := p.machine
+	busy := p.starting > 0
+	p.mu.Unlock()
+	if m != nil && !busy {
+		m.release()
+	}
+}
+
+// starts counts the starts under way: Close waits for none, and the last lets go instead.
+func (p *pod) starts(n int) {
+	p.mu.Lock()
+	p.starting += n
+	p.mu.Unlock()
+	if n < 0 && p.set.isClosing() {
+		p.release()
+	}
+}
+
+func (s *Set) publishPod(p *pod, action string) {
+	rec := p.record()
+	attrs := map[string]string{"name": rec.Name}
+	for k, v := range rec.Spec.Labels {
+		attrs[k] = v
+	}
+	s.cfg.Events.Publish(event.Event{Time: time.Now(), Type: "pod", Action: action, ID: p.id, Attrs: attrs})
+}
