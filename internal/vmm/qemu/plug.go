@@ -68,17 +68,30 @@ func (v *vm) plug(ctx context.Context, d vmm.Disk) error {
 			ID: name, Bus: controller + ".0", LUN: p.lun, Drive: name, Serial: d.ID,
 			WriteError: "report", ReadError: "report", RotationRate: 1,
 		}))
-	if err != nil {
-		v.slots = nil // look again: the error may be that of the waiting only
-		ctx, cancel := undoing(ctx)
-		defer cancel()
-		_ = qmp.WaitAll(ctx, v.qmp.DeviceDel(ctx, name), v.qmp.BlockdevDel(ctx, name), v.qmp.RemoveFD(ctx, p.set))
-		return err
-	}
 	v.nextSet++
 	v.lastLUN = p.lun
+	if err != nil {
+		v.undoPlug(ctx, name, p.set)
+		return err
+	}
 	v.plugs[d.ID] = p
 	return nil
+}
+
+// undoPlug takes away what there is of a disk after an error, which may be that
+// of the waiting only.
+func (v *vm) undoPlug(ctx context.Context, name string, set int) {
+	ctx, cancel := undoing(ctx)
+	defer cancel()
+	if gone, err := v.deleteDevice(ctx, name); err == nil {
+		select {
+		case <-gone:
+		case <-v.qmp.Done():
+		case <-ctx.Done():
+		}
+	}
+	_ = qmp.WaitAll(ctx, v.qmp.BlockdevDel(ctx, name), v.qmp.RemoveFD(ctx, set))
+	v.slots = nil // look again
 }
 
 // freeLUN is the next after the last that was given.
@@ -138,17 +151,26 @@ func (v *vm) leave(ctx context.Context, id string) (*plug, error) {
 	if p == nil || p.gone != nil {
 		return p, nil
 	}
-	name, gone := plugName(p.lun, id), make(chan struct{})
-	v.mu.Lock()
-	v.leaving[name] = gone
-	v.mu.Unlock()
-	if err := v.qmp.DeviceDel(ctx, name).Wait(ctx, nil); err != nil {
+	gone, err := v.deleteDevice(ctx, plugName(p.lun, id))
+	if err != nil {
 		v.slots = nil
-		v.left(name)
 		return nil, err
 	}
 	p.gone = gone
 	return p, nil
+}
+
+// deleteDevice has QEMU begin to delete a device; gone is closed when it has.
+func (v *vm) deleteDevice(ctx context.Context, name string) (gone chan struct{}, err error) {
+	gone = make(chan struct{})
+	v.mu.Lock()
+	v.leaving[name] = gone
+	v.mu.Unlock()
+	if err := v.qmp.DeviceDel(ctx, name).Wait(ctx, nil); err != nil {
+		v.left(name)
+		return nil, err
+	}
+	return gone, nil
 }
 
 // left is told that QEMU has deleted a device.

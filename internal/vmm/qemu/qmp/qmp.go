@@ -31,9 +31,8 @@ import (
 // the tests use, takes some 300 KiB.
 const maxMessage = 1 << 20
 
-// writeTimeout bounds the sending of one command whose context has no
-// deadline: commands are far smaller than a socket buffer, so a write that
-// blocks means that QEMU reads no more.
+// writeTimeout bounds the sending of one command. Commands are far smaller
+// than a socket buffer, so a write that blocks means that QEMU reads no more.
 const writeTimeout = 10 * time.Second
 
 // ErrClosed is the cause of errors on a connection that has ended.
@@ -255,11 +254,8 @@ func (c *Client) send(ctx context.Context, line []byte, fd int) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	deadline, ok := ctx.Deadline()
-	if !ok {
-		deadline = time.Now().Add(writeTimeout)
-	}
-	err := c.conn.SetWriteDeadline(deadline)
+	// Not ctx's deadline, which would end the connection, and with it the VM.
+	err := c.conn.SetWriteDeadline(time.Now().Add(writeTimeout))
 	if err == nil && fd >= 0 {
 		// The descriptor rides on the first byte.
 		_, _, err = c.conn.WriteMsgUnix(line[:1], unix.UnixRights(fd), nil)
