@@ -257,6 +257,8 @@ func TestEnd(t *testing.T) {
 			keep.Plan{Actions: acts(keep.Stop, "s1"), Phase: keep.Running, Done: true}},
 		{"done: sidecars do not count", false, cs{c("s1", exited, code(143)), c("s2", exited, code(1)), c("m", exited)},
 			keep.Plan{Phase: keep.Succeeded, Done: true}},
+		{"done: an init that was run once more does not count", false, cs{c("i1", exited, code(1)), c("m", exited)},
+			keep.Plan{Phase: keep.Succeeded, Done: true}},
 		{"done: stopped even if failing", false, cs{c("s1", running, failing), c("m", exited, code(1))},
 			keep.Plan{Actions: acts(keep.Stop, "s1"), Phase: keep.Running, Done: true}},
 		{"done: an init failed", false, cs{c("s1", running, started), c("i1", exited, code(1)), c("m", created)},

@@ -1,0 +1,97 @@
+package probe
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+	"strings"
+)
+
+// What is taken of a server's answer.
+const (
+	maxHeader    = 64 << 10
+	maxBody      = 10 << 10
+	maxRedirects = 10
+)
+
+// get makes the request. Redirects are followed on the same host only; one to
+// elsewhere says that the server is well, and is not followed.
+func (g *HTTPGet) get(ctx context.Context, t Target) (string, error) {
+	req, err := g.request(ctx)
+	if err != nil {
+		return "", fmt.Errorf("make a request: %w", err)
+	}
+	d := newDials(ctx, t)
+	defer d.close()
+	transport := &http.Transport{
+		DialContext:            func(_ context.Context, _, addr string) (net.Conn, error) { return d.dial(addr) },
+		TLSClientConfig:        &tls.Config{InsecureSkipVerify: true}, // any certificate will do, as with Kubernetes
+		DisableKeepAlives:      true,
+		DisableCompression:     true,
+		MaxResponseHeaderBytes: maxHeader,
+	}
+	client := &http.Client{Transport: transport, CheckRedirect: checkRedirect}
+	resp, err := client.Do(req)
+	if err != nil {
+		return "", err
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(io.LimitReader(resp.Body, maxBody))
+	switch said := strings.TrimSpace(string(body)); {
+	case err != nil:
+		return "", fmt.Errorf("GET %s: read the answer: %w", req.URL.Redacted(), err)
+	case resp.StatusCode < 200 || resp.StatusCode >= 400:
+		return "", fmt.Errorf("GET %s: %s: %s", req.URL.Redacted(), resp.Status, said)
+	case resp.StatusCode >= 300:
+		return "not followed: a redirect to " + resp.Header.Get("Location"), nil
+	default:
+		return said, nil
+	}
+}
+
+func checkRedirect(req *http.Request, via []*http.Request) error {
+	switch {
+	case req.URL.Hostname() != via[0].URL.Hostname():
+		return http.ErrUseLastResponse
+	case len(via) > maxRedirects:
+		return errors.New("too many redirects")
+	}
+	return nil
+}
+
+func (g *HTTPGet) request(ctx context.Context) (*http.Request, error) {
+	u, err := url.Parse(g.Path)
+	if err != nil {
+		// Not a path that could be parsed: it is sent as it stands.
+		u = &url.URL{Path: g.Path}
+	}
+	u = &url.URL{Scheme: "http", Host: address(g.Host, g.Port), Path: u.Path, RawPath: u.RawPath, RawQuery: u.RawQuery}
+	if g.HTTPS {
+		u.Scheme = "https"
+	}
+	if !strings.HasPrefix(u.Path, "/") {
+		u.Path, u.RawPath = "/"+u.Path, ""
+	}
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, u.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+	for _, h := range g.Headers {
+		if strings.EqualFold(h[0], "Host") {
+			req.Host = h[1]
+			continue
+		}
+		req.Header.Add(h[0], h[1])
+	}
+	for name, value := range map[string]string{"User-Agent": UserAgent, "Accept": "*/*"} {
+		if _, ok := req.Header[name]; !ok {
+			req.Header.Set(name, value)
+		}
+	}
+	return req, nil
+}
