@@ -67,6 +67,7 @@ type VolumeFile struct {
 	Content []byte `json:"content,omitempty"`
 	Field   string `json:"field,omitempty"`
 	Mode    uint32 `json:"mode"`
+	Secret  bool   `json:"secret,omitempty"` // says where it is from, when the pod is written as a file
 }
 
 // A Mount puts a volume of the pod, or a directory or file in it, into a container.
@@ -78,7 +79,7 @@ type Mount struct {
 }
 
 // An EnvField sets a variable to what is only known when the pod runs. Fields:
-// status.podIP, status.podIPs (with commas), status.hostIP.
+// status.podIP, status.podIPs (with commas), status.hostIP, metadata.uid (the pod's ID).
 type EnvField struct {
 	Name  string `json:"name"`
 	Field string `json:"field"`
