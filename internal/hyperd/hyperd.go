@@ -120,7 +120,7 @@ func (d *daemon) open(ctx context.Context, parts Parts) error {
 			return err
 		}
 	}
-	for _, dir := range []string{l.Boot(), l.Containers(), l.Templates(), l.Pods(), l.Making()} {
+	for _, dir := range []string{l.Boot(), l.Containers(), l.AllPodDisks(), l.Templates(), l.Pods(), l.Making()} {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
 			return err
 		}
@@ -299,6 +299,7 @@ func (d *daemon) openPods(ctx context.Context, parts Parts) error {
 		p.Prepare(d.cfg.Warm + sparePorts)
 	}
 	d.pods.Prepare()
+	d.pods.Revive()
 	return nil
 }
 

@@ -1,11 +1,222 @@
 package pod
 
+import (
+	"context"
+	"fmt"
+	"net"
+	"sync"
+	"time"
+
+	"github.com/hyper-run/hyper/internal/probe"
+)
+
 // checks are what is done to a running container to see that it is well: its
 // hook after the start, then its probes. Nil: nothing is.
-type checks struct{}
+type checks struct {
+	r    *run
+	ctx  context.Context
+	stop context.CancelFunc
+	done chan struct{} // closed when the hook and the prober have ended
+
+	mu     sync.Mutex // guards what follows
+	hooked bool       // PostStart is done
+	prober *probe.Prober
+	failed string // what failed for good, "": nothing
+	grace  *int
+}
+
+// newChecks returns what is to be done to a container that runs, nil for nothing.
+// fresh is false when it was started by an earlier hyperd.
+func newChecks(r *run, fresh bool) *checks {
+	sp := r.c.spec()
+	if sp.Hooks.PostStart == nil && sp.Probes == (Probes{}) {
+		return nil
+	}
+	k := &checks{r: r, done: make(chan struct{}), hooked: sp.Hooks.PostStart == nil || !fresh}
+	k.ctx, k.stop = context.WithCancel(r.vm.ctx)
+	return k
+}
+
+// begin begins. k may be nil.
+func (k *checks) begin() {
+	if k != nil {
+		k.r.c.set.background.Go(k.watch)
+	}
+}
+
+func (k *checks) watch() {
+	defer close(k.done)
+	sp := k.r.c.spec()
+	if !k.isHooked() {
+		res := sp.Hooks.PostStart.Run(k.ctx, k)
+		k.mu.Lock()
+		k.hooked = true
+		k.mu.Unlock()
+		if k.ctx.Err() != nil {
+			return
+		}
+		if res.Outcome == probe.Failure {
+			k.fail("the hook after the start failed: "+res.Message, nil)
+			return
+		}
+		k.wake()
+	}
+	if sp.Probes == (Probes{}) {
+		return
+	}
+	rr, _ := k.r.vm.runRecord(k.r.c.id)
+	pr := probe.New(k, sp.Probes, rr.StartedAt, rr.Probed, k.changed)
+	k.mu.Lock()
+	k.prober = pr
+	k.mu.Unlock()
+	k.wake()
+	<-k.ctx.Done()
+	pr.Stop()
+}
+
+func (k *checks) isHooked() bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.hooked
+}
+
+// end ends all checks. k may be nil.
+func (k *checks) end() {
+	if k != nil {
+		k.stop()
+		<-k.done
+	}
+}
+
+func (k *checks) wake() {
+	p := k.r.c.set.podOf(k.r.c)
+	p.wake()
+}
+
+// changed gets every change of what the probes say.
+func (k *checks) changed(st probe.State) {
+	if err := k.r.vm.setRun(k.r.c.id, func(rr *runRecord) { rr.Probed = st }); err != nil {
+		k.r.c.set.log.Error("record what probes say", "container", k.r.c.id, "err", err)
+	}
+	if st.Failing != "" {
+		k.fail(st.Message, st.Grace)
+		return
+	}
+	k.wake()
+}
+
+// fail has the container killed, by the pod's keeper.
+func (k *checks) fail(why string, grace *int) {
+	k.mu.Lock()
+	k.failed, k.grace = why, grace
+	k.mu.Unlock()
+	k.r.end(CauseProbe, why)
+	k.r.c.set.podOf(k.r.c).keep()
+}
 
 // state is what the keeper asks for.
-func (k *checks) state() (started, failing bool, grace *int) { return true, false, nil }
+func (k *checks) state() (started, failing bool, grace *int) {
+	if k == nil {
+		return true, false, nil
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	st := k.probed()
+	return k.hooked && st.Started, k.failed != "", k.grace
+}
 
 // view is what others see of it.
-func (k *checks) view() (started, ready bool, failed string) { return true, true, "" }
+func (k *checks) view() (started, ready bool, failed string) {
+	if k == nil {
+		return true, true, ""
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	st := k.probed()
+	if k.failed != "" {
+		return k.hooked && st.Started, false, k.failed
+	}
+	return k.hooked && st.Started, k.hooked && st.Ready, st.Message
+}
+
+// probed is what the probes say; before they begin, that nothing is known. Precondition: k.mu is held.
+func (k *checks) probed() probe.State {
+	if k.prober != nil {
+		return k.prober.State()
+	}
+	p := k.r.c.spec().Probes
+	return probe.State{Started: p.Startup == nil, Ready: p.Startup == nil && p.Readiness == nil}
+}
+
+// hold keeps the probes from asking a container that is paused. k may be nil.
+func (k *checks) hold(paused bool) {
+	if k == nil {
+		return
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.prober != nil {
+		k.prober.Hold(paused)
+	}
+}
+
+var _ probe.Target = (*checks)(nil)
+
+// Exec implements probe.Target: it runs a command in the container.
+func (k *checks) Exec(ctx context.Context, args []string) (int, []byte, error) {
+	s := k.r.c.set
+	var out probe.Tail
+	id, err := s.CreateExec(ctx, k.r.c.id, ExecSpec{Args: args, Stdout: true, Stderr: true})
+	if err != nil {
+		return 0, nil, err
+	}
+	w := lockedWriter{&out, new(sync.Mutex)}
+	if err := s.StartExec(ctx, id, &AttachOptions{Stdout: w, Stderr: w}); err != nil {
+		s.killExec(id)
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		return 0, out.Bytes(), err
+	}
+	e, err := s.GetExec(id)
+	if err != nil {
+		return 0, nil, err
+	}
+	if e.ExitCode == nil {
+		return 0, nil, fmt.Errorf("the command has not ended")
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return *e.ExitCode, out.Bytes(), nil
+}
+
+// Dial implements probe.Target: it connects to a port in the pod.
+func (k *checks) Dial(ctx context.Context, address string) (net.Conn, error) {
+	g, err := k.r.vm.guest(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return dialTCP(ctx, g, address)
+}
+
+// leastToStop is how long a process has to act on the stop signal, however
+// long the hook before took, as with the kubelet.
+const leastToStop = 2 * time.Second
+
+// preStop does what is to be done before the stop signal, and returns how much of
+// timeout is left. A negative timeout is none.
+func (r *run) preStop(ctx context.Context, timeout time.Duration) time.Duration {
+	h := r.c.spec().Hooks.PreStop
+	if h == nil || timeout == 0 {
+		return timeout
+	}
+	begin := time.Now()
+	if timeout > 0 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, timeout)
+		defer cancel()
+	}
+	if res := h.Run(ctx, &checks{r: r}); res.Outcome == probe.Failure {
+		r.c.set.log.Warn("the hook before the stop failed", "container", r.c.id, "err", res.Message)
+	}
+	return max(timeout-time.Since(begin), leastToStop)
+}

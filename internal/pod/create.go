@@ -24,11 +24,18 @@ var validName = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9_.-]+$`)
 
 // Create records a new container and makes its writable disk.
 func (s *Set) Create(ctx context.Context, o CreateOptions) (string, []string, error) {
-	if err := s.check(o.Spec); err != nil {
-		return "", nil, err
+	podID := newID()
+	if o.Pod != "" {
+		p, err := s.findPod(o.Pod)
+		if err != nil {
+			return "", nil, err
+		}
+		podID = p.id
+		if err := p.admits(&o.Spec); err != nil {
+			return "", nil, err
+		}
 	}
-	podID, err := s.podFor(o.Pod)
-	if err != nil {
+	if err := s.check(o.Spec); err != nil {
 		return "", nil, err
 	}
 	c, err := s.newMember(podID, o)

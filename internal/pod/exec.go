@@ -11,6 +11,7 @@ import (
 
 	"github.com/containerd/errdefs"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
 
 	"github.com/hyper-run/hyper/internal/guest"
 	"github.com/hyper-run/hyper/internal/guest/wire"
@@ -375,6 +376,25 @@ func (e *exec) feed(ctx context.Context, g *guest.Client, in io.Reader) {
 		// An error means that the exec has ended: nothing to close.
 		g.CloseStdin(ctx, &wire.CloseStdinRequest{ContainerId: e.c.id, ExecId: e.id}) //nolint:errcheck
 	}()
+}
+
+// killExec ends an exec that nobody waits for any more.
+func (s *Set) killExec(id string) {
+	e, err := s.findExec(id)
+	if err != nil {
+		return
+	}
+	s.background.Go(func() {
+		ctx, cancel := context.WithTimeout(e.run.vm.ctx, killTimeout)
+		defer cancel()
+		g, err := e.run.vm.guest(ctx)
+		if err == nil {
+			_, err = g.Signal(ctx, &wire.SignalRequest{ContainerId: e.c.id, ExecId: id, Signal: uint32(unix.SIGKILL)})
+		}
+		if err != nil && !errdefs.IsNotFound(err) && !e.run.isEnded() {
+			s.log.Warn("end exec", "exec", id, "err", err)
+		}
+	})
 }
 
 // ResizeExec sets the window size of an exec's terminal.

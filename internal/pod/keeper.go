@@ -77,9 +77,9 @@ func (p *pod) next() (keep.Plan, bool) {
 	rec, m := p.record(), p.running()
 	any := rec.Name != "" && rec.Wanted
 	for _, c := range members {
-		kc := c.kept(rec.StartedAt, m != nil)
+		kc := c.kept(rec, m != nil)
 		sp := c.spec()
-		any = any || sp.keeps() && !kc.Stopped
+		any = any || sp.keeps() && !kc.Stopped || kc.Failing && kc.State == keep.StateRunning
 		state.Containers = append(state.Containers, kc)
 	}
 	state.Stop = rec.Name != "" && !rec.Wanted
@@ -132,14 +132,14 @@ func (p *pod) over(rec podRecord) {
 	})
 }
 
-// kept is the container as its keeper sees it. vmAt is when the VM of a pod that was made as such started.
-func (c *container) kept(vmAt time.Time, vm bool) keep.Container {
+// kept is the container as its keeper sees it; vm says whether its pod has a VM.
+func (c *container) kept(p podRecord, vm bool) keep.Container {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	r := &c.rec
 	k := keep.Container{
 		ID: c.id, Role: r.Spec.Role, Policy: r.Spec.Restart, State: keep.StateExited, Stopped: r.Stopped,
-		Old:     !vm || r.FinishedAt.Before(vmAt),
+		Old:     !vm || r.FinishedAt.Before(p.StartedAt),
 		Failing: r.Cause == CauseProbe, StartFailed: r.Cause == CauseStart, ExitCode: r.ExitCode,
 		StartedAt: r.StartedAt, FinishedAt: r.FinishedAt, Restarts: r.RestartCount, Streak: r.Streak,
 	}
@@ -148,7 +148,7 @@ func (c *container) kept(vmAt time.Time, vm bool) keep.Container {
 		k.State = c.doing
 	case c.run != nil:
 		k.State = keep.StateRunning
-	case r.Status == StatusCreated && r.Cause == "":
+	case r.Status == StatusCreated && r.Cause == "", r.Spec.Role != RoleInit && r.FinishedAt.Before(p.Asked):
 		k.State = keep.StateCreated
 	}
 	if c.run != nil {
@@ -338,7 +338,7 @@ func (s *Set) reviveMembers(p *pod) {
 		if !sp.keeps() {
 			continue
 		}
-		k := c.kept(time.Time{}, false)
+		k := c.kept(podRecord{}, false)
 		if k.State != keep.StateRunning && keep.Revive(k) {
 			c.mu.Lock()
 			c.rec.Stopped = false

@@ -21,8 +21,9 @@ type podRecord struct {
 	Name      string
 	Created   time.Time
 	Spec      PodSpec
-	Wanted    bool // it was started, and nobody stopped it
-	End            // of its last VM, or of a start that failed
+	Wanted    bool      // it was started, and nobody stopped it
+	Asked     time.Time // when somebody started it last
+	End                 // of its last VM, or of a start that failed
 	StartedAt time.Time
 }
 
@@ -117,7 +118,8 @@ func (s *Set) podOf(c *container) *pod {
 
 // A size is what some containers need of a VM together.
 type size struct {
-	memory   int64   // bytes, with their page cache
+	memory   int64   // bytes that they may use, with their page cache
+	limits   int64   // of that, what those need that have a limit
 	cpus     int     // that they see
 	quota    float64 // CPUs that they may use, 0: all they see
 	reserved int64   // bytes that they were promised
@@ -133,21 +135,25 @@ func (s *Set) sizeOf(all []Resources, whole PodResources) size {
 	var promised int64 // billionths of a CPU
 	open, unbounded := len(all) == 0, false
 	for _, r := range all {
-		z.memory += r.MemoryBytes + own
+		if r.MemoryBytes > 0 {
+			z.limits += r.MemoryBytes + own
+		}
 		open = open || r.MemoryBytes == 0
 		z.reserved += r.MemoryReservationBytes
 		promised += r.NanoCPUs
 		unbounded = unbounded || quota(r) == 0
 		z.quota += quota(r)
 	}
+	z.memory = z.limits
 	if open {
-		z.memory += int64(s.cfg.MemMiB)*mib - own
+		z.memory += int64(s.cfg.MemMiB) * mib
 	}
 	if unbounded || len(all) == 0 {
 		z.quota = 0
 	}
 	if whole.MemoryBytes > 0 {
 		z.memory = whole.MemoryBytes + int64(max(1, len(all)))*own
+		z.limits = z.memory
 	}
 	if whole.NanoCPUs > 0 {
 		promised, z.quota = whole.NanoCPUs, float64(whole.NanoCPUs)/1e9
@@ -172,11 +178,14 @@ func (p *pod) sizeWith(m *machine, add ...*container) size {
 	return p.set.sizeOf(all, p.record().Spec.Resources)
 }
 
-// fits says why a running VM has no room for z, "" when it has.
-func (i VMInfo) fits(z size) string {
-	if room := vmRoom(i.MemMiB); z.memory > room || z.cpus > i.CPUs {
+// fit makes z fit into a running VM: those without a limit have to share what
+// there is. It says why it can't, "" when it can.
+func (i VMInfo) fit(z *size) string {
+	room := vmRoom(i.MemMiB)
+	if z.limits > room || z.cpus > i.CPUs {
 		return fmt.Sprintf("its running VM has room for %d MiB and %d CPUs", room/mib, i.CPUs)
 	}
+	z.memory = min(z.memory, room)
 	return ""
 }
 

@@ -63,6 +63,9 @@ func (s *Set) StartPod(ctx context.Context, ref string, wait bool) error {
 		c.rec.Stopped, c.rec.RestartCount, c.rec.Streak = false, 0, 0
 		c.mu.Unlock()
 	}
+	p.mu.Lock()
+	p.rec.Asked = time.Now()
+	p.mu.Unlock()
 	if err := p.want(true); err != nil {
 		return err
 	}
@@ -345,7 +348,7 @@ func (m *machine) resize(ctx context.Context, z size) error {
 	ctx, cancel := context.WithTimeout(ctx, answerTimeout)
 	defer cancel()
 	info := m.info()
-	if why := info.fits(z); why != "" {
+	if why := info.fit(&z); why != "" {
 		return fmt.Errorf("%s; stop it to give it more: %w", why, conflict)
 	}
 	most, err := m.grow(z)

@@ -16,6 +16,7 @@ import (
 
 	"github.com/hyper-run/hyper/internal/event"
 	"github.com/hyper-run/hyper/internal/guest/wire"
+	"github.com/hyper-run/hyper/internal/vmm"
 )
 
 var _ Pods = (*Set)(nil)
@@ -50,16 +51,22 @@ func (s *Set) findPod(ref string) (*pod, error) {
 	return nil, notFound("No such pod: " + ref)
 }
 
-// podFor is the ID of the pod that a new container shall be in.
-func (s *Set) podFor(ref string) (string, error) {
-	if ref == "" {
-		return newID(), nil
+// admits completes the spec of a container that is to be added to the pod, or refuses it.
+func (p *pod) admits(sp *Spec) error {
+	names := map[string]bool{}
+	rec := p.record()
+	for _, v := range rec.Spec.Volumes {
+		names[v.Name] = true
 	}
-	p, err := s.findPod(ref)
-	if err != nil {
-		return "", err
+	switch {
+	case rec.Name != "":
+		sp.Network = rec.Spec.Network
+	case sp.Network == "":
+		for _, c := range p.set.members(p.id) {
+			sp.Network = c.spec().Network
+		}
 	}
-	return p.id, nil
+	return checkMounts(sp.Mounts, names)
 }
 
 func (p *pod) isRemoved() bool {
@@ -84,6 +91,11 @@ func (s *Set) dropPodLocked(id string) {
 
 // CreatePod implements Pods.
 func (s *Set) CreatePod(ctx context.Context, o PodOptions) (_ string, err error) {
+	o.Spec.Network = cmp.Or(o.Spec.Network, "default")
+	o.Containers = slices.Clone(o.Containers)
+	for i := range o.Containers {
+		o.Containers[i].Spec.Network = o.Spec.Network
+	}
 	if err := s.checkPod(o); err != nil {
 		return "", err
 	}
@@ -228,8 +240,8 @@ func (s *Set) checkSize(z size) error {
 	if z.cpus > s.maxCPUs() {
 		return textError{fmt.Sprintf("its containers are promised %d CPUs together, and there are only %d available", z.cpus, s.maxCPUs()), errdefs.ErrInvalidArgument}
 	}
-	if most := s.cfg.MaxMemMiB; most > 0 && z.memory > vmRoom(most) {
-		return textError{fmt.Sprintf("its containers may use %d MiB together, and the host has %d MiB", z.memory/mib, most), errdefs.ErrInvalidArgument}
+	if room := vmRoom(vmm.MaxMemMiB); z.memory > room {
+		return textError{fmt.Sprintf("its containers may use %d MiB together, and the largest VM has room for %d MiB", z.memory/mib, room/mib), errdefs.ErrInvalidArgument}
 	}
 	return nil
 }

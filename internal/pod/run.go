@@ -65,6 +65,7 @@ func (r *run) begin() {
 		r.queues = append(r.queues, q)
 		r.pumps.Go(func() { r.pump(s, q) })
 	}
+	r.checks.begin()
 	r.c.set.background.Go(func() {
 		defer close(r.released)
 		r.supervise()
@@ -96,18 +97,31 @@ func (r *run) isEnded() bool {
 // returns early, without ending it, when this hyperd lets go of the VM.
 func (r *run) supervise() {
 	e, ok := r.wait()
+	r.checks.end()
 	if !ok {
-		r.liftQueues()
-		r.pumps.Wait()
-		r.log.Close()
-		if r.launched != nil {
-			r.launched.Close()
-		}
+		r.letGo()
 		return
 	}
 	r.c.op.Lock()
 	defer r.c.op.Unlock()
+	if !r.drain() {
+		r.c.set.log.Warn("output did not end with its process", "container", r.c.id)
+	}
+	if r.vm.ctx.Err() != nil && r.c.set.isClosing() {
+		r.letGo() // before all output came: the next hyperd gets it
+		return
+	}
 	r.finish(e)
+}
+
+// letGo leaves the run to the next hyperd.
+func (r *run) letGo() {
+	r.liftQueues()
+	r.pumps.Wait()
+	r.log.Close()
+	if r.launched != nil {
+		r.launched.Close()
+	}
 }
 
 // wait returns how the process ended; false when this hyperd lets go first.
@@ -218,14 +232,11 @@ var (
 	unmountTimeout = 30 * time.Second // for a clean unmount
 )
 
-// finish ends the run: the last output, a clean unmount, and its place in the
+// finish ends the run, whose output is drained: a clean unmount, and its place in the
 // VM, or the VM and all it had. Precondition: c.op is held.
 func (r *run) finish(e End) {
 	s, c := r.c.set, r.c
 	ctx := context.Background()
-	if !r.drain() {
-		s.log.Warn("output did not end with its process", "container", c.id)
-	}
 	if r.launched != nil {
 		r.launched.Close()
 	}
@@ -409,6 +420,7 @@ func (s *Set) freeze(ctx context.Context, ref string, to Status) error {
 	if err != nil {
 		return fmt.Errorf("%s container %s: %w", action, c.id, err)
 	}
+	r.checks.hold(to == StatusPaused)
 	c.mu.Lock()
 	err = c.transitionLocked(to)
 	c.mu.Unlock()

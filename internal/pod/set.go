@@ -65,7 +65,6 @@ type Config struct {
 	OpenGuest func(conn net.Conn, o guest.Options) (*guest.Client, error)
 
 	Accel        vmm.Accel
-	MaxMemMiB    int  // the largest VM there may be; 0: any
 	VM           Size // of the usual VM, which larger containers get a multiple of
 	MemMiB       int  // for a container without a limit
 	CPUs         int  // that containers see, unless they are promised more

@@ -157,9 +157,9 @@ func (p *pod) makeRoom(ctx context.Context, m *machine, c *container, tr *trace)
 	s := p.set
 	z := p.sizeWith(m, c)
 	info := m.info()
-	if why := info.fits(z); why != "" {
+	if why := info.fit(&z); why != "" {
 		return z, nil, fmt.Errorf("start container %s in its pod: %s, and its containers would have %d MiB and %d CPUs with it: %w",
-			c.name(), why, z.memory/mib, z.cpus, errdefs.ErrResourceExhausted)
+			c.name(), why, z.limits/mib, z.cpus, errdefs.ErrResourceExhausted)
 	}
 	release, err := s.cfg.Memory.Admit(c.spec().Resources.MemoryReservationBytes)
 	if err != nil {
@@ -254,6 +254,7 @@ func (c *container) enter(m *machine, launched *guest.Process, tr *trace) error 
 	}
 	r := newRun(c, m, rr, log)
 	r.launched, r.trace = launched, tr
+	r.checks = newChecks(r, fresh)
 	c.mu.Lock()
 	if fresh {
 		err = c.transitionLocked(StatusRunning)
@@ -274,6 +275,9 @@ func (c *container) enter(m *machine, launched *guest.Process, tr *trace) error 
 	r.begin()
 	if fresh {
 		tr.end(m.info().Road)
+	}
+	if c.spec().keeps() {
+		c.set.podOf(c).keep()
 	}
 	if fresh && !c.spec().AutoRemove {
 		// Only for what a host crash leaves behind: off the start's road.

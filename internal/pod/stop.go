@@ -57,14 +57,17 @@ func (r *run) stop(ctx context.Context, sig string, timeout *int) error {
 		seconds = *timeout
 	} else if sp.StopTimeout != nil {
 		seconds = *sp.StopTimeout
+	} else if t := r.c.set.podOf(r.c).record().Spec.StopTimeout; t != nil {
+		seconds = *t
 	}
 	r.thaw(ctx)
+	left := r.preStop(ctx, time.Duration(seconds)*time.Second)
 	if err := r.signal(ctx, num); err != nil {
 		r.c.set.log.Warn("stop signal", "container", r.c.id, "err", err)
 	}
 	var expired <-chan time.Time // a negative timeout waits for ever
 	if seconds >= 0 {
-		t := time.NewTimer(time.Duration(seconds) * time.Second)
+		t := time.NewTimer(left)
 		defer t.Stop()
 		expired = t.C
 	}

@@ -11,6 +11,7 @@ import (
 
 	"github.com/hyper-run/hyper/internal/guest"
 	"github.com/hyper-run/hyper/internal/network"
+	"github.com/hyper-run/hyper/internal/probe"
 	"github.com/hyper-run/hyper/internal/template"
 	"github.com/hyper-run/hyper/internal/vmm"
 )
@@ -35,6 +36,7 @@ type runRecord struct {
 	StartedAt time.Time
 	Paused    bool
 	Stdin     bool
+	Probed    probe.State // what its probes last said
 	// How it ended, kept from before the guest is told to forget it until the
 	// container's record has it; nil: not yet.
 	Ended *End `json:",omitempty"`
