@@ -72,13 +72,27 @@ func hangs(ctx context.Context, _ int) (int, error) {
 }
 
 // check is a probe of so many seconds.
-func check(name string, delay, period, timeout, successes, failures int) *probe.Probe {
+func check(name string, delay, period, timeout, failures int) *probe.Probe {
 	return &probe.Probe{
 		Handler: probe.Handler{Exec: []string{name}}, InitialDelay: time.Duration(delay) * time.Second,
 		Period: time.Duration(period) * time.Second, Timeout: time.Duration(timeout) * time.Second,
-		SuccessThreshold: successes, FailureThreshold: failures,
+		SuccessThreshold: 1, FailureThreshold: failures,
 	}
 }
+
+// twice has a probe succeed twice before it counts.
+func twice(p *probe.Probe) *probe.Probe {
+	p.SuccessThreshold = 2
+	return p
+}
+
+// withGrace gives a probe a grace of its own.
+func withGrace(p *probe.Probe) *probe.Probe {
+	p.Grace = &grace
+	return p
+}
+
+var grace = 3
 
 // history notes what a Prober reports and when.
 type history struct {
@@ -103,70 +117,71 @@ func (h *history) changed(s probe.State) {
 
 type runs = map[string]func(context.Context, int) (int, error)
 
+func unreachable(context.Context, int) (int, error) {
+	return 0, fmt.Errorf("lost: %w", errdefs.ErrUnavailable)
+}
+
+var proberTests = []struct {
+	name   string
+	probes probe.Probes
+	was    probe.State
+	run    runs
+	first  probe.State // as made
+	want   []string
+	last   probe.State // after 60 s
+	calls  map[string]string
+}{
+	{"none", probe.Probes{}, probe.State{}, nil,
+		probe.State{Started: true, Ready: true}, nil, probe.State{Started: true, Ready: true}, nil},
+	{"readiness", probe.Probes{Readiness: check("r", 5, 10, 1, 3)}, probe.State{}, runs{"r": codes(1, 0)},
+		probe.State{Started: true}, []string{"15s started ready"},
+		probe.State{Started: true, Ready: true, Message: "readiness: r exited with code 1: call 0"},
+		map[string]string{"r": "[5s 15s 25s 35s 45s 55s]"}},
+	{"readiness with thresholds", probe.Probes{Readiness: twice(check("r", 0, 5, 1, 3))}, probe.State{}, runs{"r": codes(0, 1, 0, 0, 1, 1, 0, 1, 1, 1, 0)},
+		probe.State{Started: true}, []string{"15s started ready", "45s started", "55s started ready"},
+		probe.State{Started: true, Ready: true, Message: "readiness: r exited with code 1: call 9"}, nil},
+	{"liveness", probe.Probes{Liveness: check("l", 3, 10, 1, 3)}, probe.State{}, runs{"l": codes(1, 1, 0, 1, 1, 1, 0)},
+		probe.State{Started: true, Ready: true}, []string{"53s started failing liveness"},
+		probe.State{Started: true, Failing: probe.Liveness, Message: "liveness: l exited with code 1: call 5"},
+		map[string]string{"l": "[3s 13s 23s 33s 43s 53s]"}},
+	{"liveness with a grace of its own ends the others", probe.Probes{Liveness: withGrace(check("l", 0, 10, 1, 1)), Readiness: check("r", 5, 5, 1, 1)},
+		probe.State{}, runs{"l": codes(0, 1), "r": codes(0)},
+		probe.State{Started: true}, []string{"5s started ready", "10s started failing liveness"},
+		probe.State{Started: true, Failing: probe.Liveness, Grace: &grace, Message: "liveness: l exited with code 1: call 1"},
+		map[string]string{"l": "[0s 10s]"}},
+	{"startup first", probe.Probes{Startup: check("s", 0, 2, 1, 5), Liveness: check("l", 0, 30, 1, 1), Readiness: check("r", 20, 30, 1, 1)},
+		probe.State{}, runs{"s": codes(1, 1, 1, 0), "l": codes(0), "r": codes(0)},
+		probe.State{}, []string{"6s started", "20s started ready"},
+		probe.State{Started: true, Ready: true, Message: "startup: s exited with code 1: call 2"},
+		map[string]string{"s": "[0s 2s 4s 6s]", "l": "[6s 36s]", "r": "[20s 50s]"}},
+	{"startup only", probe.Probes{Startup: check("s", 1, 2, 1, 5)}, probe.State{}, runs{"s": codes(0)},
+		probe.State{}, []string{"1s started ready"}, probe.State{Started: true, Ready: true}, map[string]string{"s": "[1s]"}},
+	{"startup fails", probe.Probes{Startup: check("s", 0, 2, 1, 3), Liveness: check("l", 0, 1, 1, 1)}, probe.State{}, runs{"s": codes(7)},
+		probe.State{}, []string{"4s failing startup"},
+		probe.State{Failing: probe.Startup, Message: "startup: s exited with code 7: call 2"}, map[string]string{"s": "[0s 2s 4s]", "l": "[]"}},
+	{"timeouts, longer than a period", probe.Probes{Liveness: check("l", 0, 2, 5, 3)}, probe.State{}, runs{"l": hangs},
+		probe.State{Started: true, Ready: true}, []string{"15s started failing liveness"},
+		probe.State{Started: true, Failing: probe.Liveness, Message: "liveness: timed out: run l: context deadline exceeded"},
+		map[string]string{"l": "[0s 5s 10s]"}},
+	{"one that hangs does not hold up another", probe.Probes{Liveness: check("l", 0, 20, 20, 9), Readiness: check("r", 0, 20, 1, 1)},
+		probe.State{}, runs{"l": hangs, "r": codes(0)},
+		probe.State{Started: true}, []string{"0s started ready"},
+		probe.State{Started: true, Ready: true, Message: "liveness: timed out: run l: context deadline exceeded"},
+		map[string]string{"r": "[0s 20s 40s]"}},
+	{"what can't be reached", probe.Probes{Liveness: check("l", 0, 10, 1, 1)}, probe.State{}, runs{"l": unreachable},
+		probe.State{Started: true, Ready: true}, nil, probe.State{Started: true, Ready: true}, map[string]string{"l": "[0s 10s 20s 30s 40s 50s]"}},
+	{"known from before", probe.Probes{Startup: check("s", 0, 2, 1, 3), Readiness: check("r", 0, 25, 1, 2)},
+		probe.State{Started: true, Ready: true}, runs{"s": codes(1), "r": codes(1)},
+		probe.State{Started: true, Ready: true}, []string{"25s started"},
+		probe.State{Started: true, Message: "readiness: r exited with code 1: call 2"}, map[string]string{"s": "[]", "r": "[0s 25s 50s]"}},
+	{"failing before", probe.Probes{Liveness: check("l", 0, 2, 1, 3)},
+		probe.State{Started: true, Failing: probe.Liveness}, runs{"l": codes(0)},
+		probe.State{Started: true, Failing: probe.Liveness}, nil,
+		probe.State{Started: true, Failing: probe.Liveness}, map[string]string{"l": "[]"}},
+}
+
 func TestProber(t *testing.T) {
-	grace := 3
-	withGrace := check("l", 0, 10, 1, 1, 1)
-	withGrace.Grace = &grace
-	unreachable := func(context.Context, int) (int, error) { return 0, fmt.Errorf("lost: %w", errdefs.ErrUnavailable) }
-	tests := []struct {
-		name   string
-		probes probe.Probes
-		was    probe.State
-		run    runs
-		first  probe.State // as made
-		want   []string
-		last   probe.State // after 60 s
-		calls  map[string]string
-	}{
-		{"none", probe.Probes{}, probe.State{}, nil,
-			probe.State{Started: true, Ready: true}, nil, probe.State{Started: true, Ready: true}, nil},
-		{"readiness", probe.Probes{Readiness: check("r", 5, 10, 1, 1, 3)}, probe.State{}, runs{"r": codes(1, 0)},
-			probe.State{Started: true}, []string{"15s started ready"},
-			probe.State{Started: true, Ready: true, Message: "readiness: r exited with code 1: call 0"},
-			map[string]string{"r": "[5s 15s 25s 35s 45s 55s]"}},
-		{"readiness with thresholds", probe.Probes{Readiness: check("r", 0, 5, 1, 2, 3)}, probe.State{}, runs{"r": codes(0, 1, 0, 0, 1, 1, 0, 1, 1, 1, 0)},
-			probe.State{Started: true}, []string{"15s started ready", "45s started", "55s started ready"},
-			probe.State{Started: true, Ready: true, Message: "readiness: r exited with code 1: call 9"}, nil},
-		{"liveness", probe.Probes{Liveness: check("l", 3, 10, 1, 1, 3)}, probe.State{}, runs{"l": codes(1, 1, 0, 1, 1, 1, 0)},
-			probe.State{Started: true, Ready: true}, []string{"53s started failing liveness"},
-			probe.State{Started: true, Failing: probe.Liveness, Message: "liveness: l exited with code 1: call 5"},
-			map[string]string{"l": "[3s 13s 23s 33s 43s 53s]"}},
-		{"liveness with a grace of its own ends the others", probe.Probes{Liveness: withGrace, Readiness: check("r", 5, 5, 1, 1, 1)},
-			probe.State{}, runs{"l": codes(0, 1), "r": codes(0)},
-			probe.State{Started: true}, []string{"5s started ready", "10s started failing liveness"},
-			probe.State{Started: true, Failing: probe.Liveness, Grace: &grace, Message: "liveness: l exited with code 1: call 1"},
-			map[string]string{"l": "[0s 10s]"}},
-		{"startup first", probe.Probes{Startup: check("s", 0, 2, 1, 1, 5), Liveness: check("l", 0, 30, 1, 1, 1), Readiness: check("r", 20, 30, 1, 1, 1)},
-			probe.State{}, runs{"s": codes(1, 1, 1, 0), "l": codes(0), "r": codes(0)},
-			probe.State{}, []string{"6s started", "20s started ready"},
-			probe.State{Started: true, Ready: true, Message: "startup: s exited with code 1: call 2"},
-			map[string]string{"s": "[0s 2s 4s 6s]", "l": "[6s 36s]", "r": "[20s 50s]"}},
-		{"startup only", probe.Probes{Startup: check("s", 1, 2, 1, 1, 5)}, probe.State{}, runs{"s": codes(0)},
-			probe.State{}, []string{"1s started ready"}, probe.State{Started: true, Ready: true}, map[string]string{"s": "[1s]"}},
-		{"startup fails", probe.Probes{Startup: check("s", 0, 2, 1, 1, 3), Liveness: check("l", 0, 1, 1, 1, 1)}, probe.State{}, runs{"s": codes(7)},
-			probe.State{}, []string{"4s failing startup"},
-			probe.State{Failing: probe.Startup, Message: "startup: s exited with code 7: call 2"}, map[string]string{"s": "[0s 2s 4s]", "l": "[]"}},
-		{"timeouts, longer than a period", probe.Probes{Liveness: check("l", 0, 2, 5, 1, 3)}, probe.State{}, runs{"l": hangs},
-			probe.State{Started: true, Ready: true}, []string{"15s started failing liveness"},
-			probe.State{Started: true, Failing: probe.Liveness, Message: "liveness: timed out: run l: context deadline exceeded"},
-			map[string]string{"l": "[0s 5s 10s]"}},
-		{"one that hangs does not hold up another", probe.Probes{Liveness: check("l", 0, 20, 20, 1, 9), Readiness: check("r", 0, 20, 1, 1, 1)},
-			probe.State{}, runs{"l": hangs, "r": codes(0)},
-			probe.State{Started: true}, []string{"0s started ready"},
-			probe.State{Started: true, Ready: true, Message: "liveness: timed out: run l: context deadline exceeded"},
-			map[string]string{"r": "[0s 20s 40s]"}},
-		{"what can't be reached", probe.Probes{Liveness: check("l", 0, 10, 1, 1, 1)}, probe.State{}, runs{"l": unreachable},
-			probe.State{Started: true, Ready: true}, nil, probe.State{Started: true, Ready: true}, map[string]string{"l": "[0s 10s 20s 30s 40s 50s]"}},
-		{"known from before", probe.Probes{Startup: check("s", 0, 2, 1, 1, 3), Readiness: check("r", 0, 25, 1, 1, 2)},
-			probe.State{Started: true, Ready: true}, runs{"s": codes(1), "r": codes(1)},
-			probe.State{Started: true, Ready: true}, []string{"25s started"},
-			probe.State{Started: true, Message: "readiness: r exited with code 1: call 2"}, map[string]string{"s": "[]", "r": "[0s 25s 50s]"}},
-		{"failing before", probe.Probes{Liveness: check("l", 0, 2, 1, 1, 3)},
-			probe.State{Started: true, Failing: probe.Liveness}, runs{"l": codes(0)},
-			probe.State{Started: true, Failing: probe.Liveness}, nil,
-			probe.State{Started: true, Failing: probe.Liveness}, map[string]string{"l": "[]"}},
-	}
-	for _, tt := range tests {
+	for _, tt := range proberTests {
 		t.Run(tt.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				p, h := newProgram(tt.run), &history{since: time.Now()}
@@ -198,7 +213,7 @@ func TestProber(t *testing.T) {
 func TestSince(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := newProgram(runs{"l": codes(0)})
-		pr := probe.New(p, probe.Probes{Liveness: check("l", 30, 10, 1, 1, 1)}, time.Now().Add(-20*time.Second), probe.State{}, nil)
+		pr := probe.New(p, probe.Probes{Liveness: check("l", 30, 10, 1, 1)}, time.Now().Add(-20*time.Second), probe.State{}, nil)
 		time.Sleep(25 * time.Second)
 		pr.Stop()
 		if got := p.times("l"); got != "[10s 20s]" {
@@ -216,7 +231,7 @@ func TestHold(t *testing.T) {
 			return 0, nil
 		}
 		p, h := newProgram(runs{"l": run}), &history{since: time.Now()}
-		pr := probe.New(p, probe.Probes{Liveness: check("l", 0, 10, 5, 1, 1)}, time.Now(), probe.State{}, h.changed)
+		pr := probe.New(p, probe.Probes{Liveness: check("l", 0, 10, 5, 1)}, time.Now(), probe.State{}, h.changed)
 		time.Sleep(12 * time.Second)
 		pr.Hold(true)
 		pr.Hold(true)
@@ -239,7 +254,7 @@ func TestStop(t *testing.T) {
 			time.Sleep(3 * time.Second)
 			return 0, nil
 		}
-		pr := probe.New(newProgram(runs{"l": slow}), probe.Probes{Liveness: check("l", 0, 10, 60, 1, 1)}, time.Now(), probe.State{}, nil)
+		pr := probe.New(newProgram(runs{"l": slow}), probe.Probes{Liveness: check("l", 0, 10, 60, 1)}, time.Now(), probe.State{}, nil)
 		time.Sleep(time.Second)
 		at := time.Now()
 		pr.Stop()
@@ -248,7 +263,7 @@ func TestStop(t *testing.T) {
 		}
 
 		told := false
-		pr = probe.New(newProgram(runs{"r": codes(0)}), probe.Probes{Readiness: check("r", 0, 10, 60, 1, 1)}, time.Now(), probe.State{}, func(probe.State) {
+		pr = probe.New(newProgram(runs{"r": codes(0)}), probe.Probes{Readiness: check("r", 0, 10, 60, 1)}, time.Now(), probe.State{}, func(probe.State) {
 			time.Sleep(4 * time.Second)
 			told = true
 		})
@@ -271,7 +286,7 @@ func TestCheap(t *testing.T) {
 	if more := runtime.NumGoroutine() - before; more > 0 {
 		t.Errorf("%d goroutines for containers without probes", more)
 	}
-	p := check("x", 3600, 10, 1, 1, 1)
+	p := check("x", 3600, 10, 1, 1)
 	for range n {
 		all = append(all, probe.New(nil, probe.Probes{Startup: p, Liveness: p, Readiness: p}, time.Now(), probe.State{}, nil))
 	}
