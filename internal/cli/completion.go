@@ -82,6 +82,37 @@ func (a *app) completeImages(most int) completer {
 	})
 }
 
+// Which pods a command takes, by their status.
+func anyPod(string) bool { return true }
+func runningPod(status string) bool {
+	return status == "running" || status == "degraded"
+}
+func pausedPod(status string) bool  { return status == "paused" }
+func stoppedPod(status string) bool { return status == "created" || status == "exited" }
+
+// completePods is completeContainers for pods that were made as such.
+func (a *app) completePods(most int, takes func(status string) bool) completer {
+	return a.complete(most, func(ctx context.Context) (names []string) {
+		pods, err := a.api().Pods(ctx)
+		if err != nil {
+			return nil
+		}
+		for _, p := range pods {
+			if p.Name != "" && takes(p.Status) {
+				names = append(names, p.Name)
+			}
+		}
+		return names
+	})
+}
+
+// completeFlag has a flag's value completed.
+func (a *app) completeFlag(c *cobra.Command, flag string, with completer) {
+	if err := c.RegisterFlagCompletionFunc(flag, with); err != nil {
+		panic(err) // there is no such flag
+	}
+}
+
 func (a *app) complete(most int, names func(context.Context) []string) completer {
 	return func(cmd *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
 		if most >= 0 && len(args) >= most {

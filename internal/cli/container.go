@@ -16,7 +16,7 @@ func newContainer(a *app) *cobra.Command {
 		newAttach(a), newCreate(a), newExec(a),
 		newInspectOf(a, "container", "inspect [OPTIONS] CONTAINER [CONTAINER...]", "Display detailed information on one or more containers"),
 		newKill(a), newLogs(a), as(newPs(a), "ls", "ps", "list"), newPause(a), newContainerPrune(a), newRename(a), newRestart(a),
-		as(newRm(a), "rm", "remove"), newRun(a), newStart(a), newStats(a), newStop(a), newTop(a), newUnpause(a), newWait(a),
+		as(newRm(a), "rm", "remove"), newRun(a), newStart(a), newStats(a), newStop(a), newTop(a), newUnpause(a), newUpdate(a), newWait(a),
 	)
 }
 

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"strings"
 
 	"github.com/containerd/errdefs"
 	moby "github.com/moby/moby/client"
@@ -38,6 +39,7 @@ func newCreate(a *app) *cobra.Command {
 		"hyper container create", "hyper create")
 	flags := addCreateFlags(c.Flags())
 	c.ValidArgsFunction = a.completeImages(1)
+	a.completeFlag(c, "pod", a.completePods(-1, anyPod))
 	c.RunE = run(func(ctx context.Context, args []string) error {
 		id, err := a.createContainer(ctx, flags, args)
 		if err != nil {
@@ -95,7 +97,7 @@ func (a *app) create(ctx context.Context, f *createFlags, req moby.ContainerCrea
 		}
 	}
 	res, err := a.api().ContainerCreate(ctx, req)
-	if errdefs.IsNotFound(err) && f.pull == "missing" {
+	if errdefs.IsNotFound(err) && strings.Contains(err.Error(), "o such image") && f.pull == "missing" {
 		if !f.quiet {
 			fmt.Fprintf(a.err, "Unable to find image '%s' locally\n", familiar(image))
 		}

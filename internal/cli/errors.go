@@ -117,6 +117,8 @@ func hintFor(err error) string {
 		return "'hyper images' lists the images that are here, 'hyper pull' fetches others"
 	case errdefs.IsNotFound(err) && strings.Contains(msg, "o such container"):
 		return "'hyper ps -a' lists the containers"
+	case errdefs.IsNotFound(err) && strings.Contains(msg, "o such pod"):
+		return "'hyper pod ls' lists the pods"
 	case errdefs.IsUnauthorized(err), strings.Contains(msg, "unauthorized"), strings.Contains(msg, "authentication required"):
 		return "'hyper login' stores credentials for a registry"
 	}

@@ -7,6 +7,7 @@ import (
 
 	moby "github.com/moby/moby/client"
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"github.com/hyper-run/hyper/internal/cli/runflags"
 	"github.com/hyper-run/hyper/internal/cli/stdio"
@@ -21,8 +22,20 @@ type execFlags struct {
 func newExec(a *app) *cobra.Command {
 	c := command("exec [OPTIONS] CONTAINER COMMAND [ARG...]", "Execute a command in a running container", args(2, -1),
 		"hyper container exec", "hyper exec")
-	var f execFlags
-	fs := c.Flags()
+	f := addExecFlags(c.Flags())
+	c.ValidArgsFunction = a.completeContainers(1, running)
+	c.RunE = run(func(ctx context.Context, args []string) error {
+		err := a.exec(ctx, f, args[0], args[1:])
+		if e := (*exitError)(nil); errors.As(err, &e) {
+			return err
+		}
+		return cannot(err, "exec in %s", args[0])
+	})
+	return c
+}
+
+func addExecFlags(fs *pflag.FlagSet) *execFlags {
+	f := &execFlags{}
 	fs.SetInterspersed(false)
 	fs.BoolVarP(&f.detach, "detach", "d", false, "Detached mode: run command in the background")
 	fs.StringVar(&f.keys, "detach-keys", "", "Override the key sequence for detaching a container")
@@ -33,15 +46,7 @@ func newExec(a *app) *cobra.Command {
 	fs.BoolVarP(&f.tty, "tty", "t", false, "Allocate a pseudo-TTY")
 	fs.StringVarP(&f.user, "user", "u", "", `Username or UID (format: "<name|uid>[:<group|gid>]")`)
 	fs.StringVarP(&f.workdir, "workdir", "w", "", "Working directory inside the container")
-	c.ValidArgsFunction = a.completeContainers(1, running)
-	c.RunE = run(func(ctx context.Context, args []string) error {
-		err := a.exec(ctx, &f, args[0], args[1:])
-		if e := (*exitError)(nil); errors.As(err, &e) {
-			return err
-		}
-		return cannot(err, "exec in %s", args[0])
-	})
-	return c
+	return f
 }
 
 func (a *app) exec(ctx context.Context, f *execFlags, container string, args []string) error {

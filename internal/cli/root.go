@@ -32,16 +32,17 @@ func verbs() []verb {
 		{"login", groupCommon, newLogin}, {"logout", groupCommon, newLogout}, {"version", groupCommon, newVersion},
 		{"info", groupCommon, newInfo}, {"doctor", groupCommon, newDoctor},
 
-		{"container", groupManagement, newContainer}, {"image", groupManagement, newImage}, {"system", groupManagement, newSystem}, {"template", groupManagement, newTemplate},
+		{"container", groupManagement, newContainer}, {"image", groupManagement, newImage}, {"pod", groupManagement, newPod}, {"system", groupManagement, newSystem}, {"template", groupManagement, newTemplate},
 
 		{"attach", groupOther, newAttach}, {"completion", groupOther, newCompletion}, {"create", groupOther, newCreate},
+		{"debug", groupOther, newDebug},
 		{"events", groupOther, newEvents}, {"import", groupOther, newImport}, {"inspect", groupOther, newInspect},
 		{"kill", groupOther, newKill}, {"load", groupOther, newLoad}, {"logs", groupOther, newLogs},
 		{"pause", groupOther, newPause}, {"rename", groupOther, newRename}, {"restart", groupOther, newRestart},
 		{"rm", groupOther, newRm}, {"rmi", groupOther, newRmi}, {"save", groupOther, newSave},
 		{"start", groupOther, newStart}, {"stats", groupOther, newStats}, {"stop", groupOther, newStop},
 		{"tag", groupOther, newTag}, {"top", groupOther, newTop}, {"unpause", groupOther, newUnpause},
-		{"wait", groupOther, newWait},
+		{"update", groupOther, newUpdate}, {"wait", groupOther, newWait}, {"why", groupOther, newWhy},
 	}
 }
 

@@ -8,6 +8,7 @@ import (
 	"github.com/moby/moby/api/types/container"
 	moby "github.com/moby/moby/client"
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"github.com/hyper-run/hyper/client"
 	"github.com/hyper-run/hyper/internal/cli/stdio"
@@ -23,57 +24,80 @@ type runFlags struct {
 func newRun(a *app) *cobra.Command {
 	c := command("run [OPTIONS] IMAGE [COMMAND] [ARG...]", "Create and run a new container from an image", args(1, -1),
 		"hyper container run", "hyper run")
-	f := &runFlags{createFlags: addCreateFlags(c.Flags())}
-	c.Flags().BoolVarP(&f.detach, "detach", "d", false, "Run container in background and print container ID")
-	c.Flags().BoolVar(&f.sigProxy, "sig-proxy", true, "Proxy received signals to the process")
-	c.Flags().BoolVar(&f.trace, "trace", false, "Print where the time of the start went, to standard error")
-	c.Flags().StringVar(&f.keys, "detach-keys", "", "Override the key sequence for detaching a container")
+	f := addRunFlags(c.Flags())
 	c.ValidArgsFunction = a.completeImages(1)
-	c.RunE = run(func(ctx context.Context, args []string) error { return a.runContainer(ctx, f, args) })
+	a.completeFlag(c, "pod", a.completePods(-1, anyPod))
+	c.RunE = run(func(ctx context.Context, args []string) error {
+		p, err := a.createToRun(ctx, f, args)
+		if err != nil {
+			return withCode(createCode(err), cannot(err, "run"))
+		}
+		return a.startCreated(ctx, p, p.id)
+	})
 	return c
 }
 
-func (a *app) runContainer(ctx context.Context, f *runFlags, args []string) error {
-	refuse := func(err error) error { return withCode(createCode(err), cannot(err, "run")) }
+func addRunFlags(fs *pflag.FlagSet) *runFlags {
+	f := &runFlags{createFlags: addCreateFlags(fs)}
+	fs.BoolVarP(&f.detach, "detach", "d", false, "Run container in background and print container ID")
+	fs.BoolVar(&f.sigProxy, "sig-proxy", true, "Proxy received signals to the process")
+	fs.BoolVar(&f.trace, "trace", false, "Print where the time of the start went, to standard error")
+	fs.StringVar(&f.keys, "detach-keys", "", "Override the key sequence for detaching a container")
+	return f
+}
+
+// A created container is to be started as run does.
+type created struct {
+	*runFlags
+	id   string
+	req  moby.ContainerCreateOptions
+	keys []byte // that detach
+}
+
+func (a *app) createToRun(ctx context.Context, f *runFlags, args []string) (*created, error) {
 	req, err := f.request(args)
 	if err != nil {
-		return refuse(err)
+		return nil, err
 	}
 	keys, err := stdio.DetachKeys(f.keys)
 	if err != nil {
-		return refuse(err)
+		return nil, err
 	}
 	cfg := req.Config
 	if f.detach {
 		if f.Attached() {
-			return refuse(errors.New("--attach and --detach exclude each other"))
+			return nil, errors.New("--attach and --detach exclude each other")
 		}
 		cfg.AttachStdin, cfg.AttachStdout, cfg.AttachStderr, cfg.StdinOnce = false, false, false, false
 	} else if err := a.checkTTY(cfg.AttachStdin, cfg.Tty); err != nil {
-		return refuse(err)
+		return nil, err
 	}
 	if cfg.Tty {
 		h, w := stdio.ConsoleSize(a.out)
 		req.HostConfig.ConsoleSize = [2]uint{h, w}
 	}
 	id, err := a.create(ctx, f.createFlags, req)
-	if err != nil {
-		return refuse(err)
-	}
-	if f.trace {
-		defer a.showTrace(context.WithoutCancel(ctx), id)
+	return &created{f, id, req, keys}, err
+}
+
+// startCreated starts a container, attached unless it shall be in the
+// background; then it prints name.
+func (a *app) startCreated(ctx context.Context, p *created, name string) error {
+	cfg := p.req.Config
+	if p.trace {
+		defer a.showTrace(context.WithoutCancel(ctx), p.id)
 	}
 	if !cfg.AttachStdin && !cfg.AttachStdout && !cfg.AttachStderr {
-		if _, err := a.api().ContainerStart(ctx, id, moby.ContainerStartOptions{}); err != nil {
+		if _, err := a.api().ContainerStart(ctx, p.id, moby.ContainerStartOptions{}); err != nil {
 			return withCode(startCode(err), cannot(err, "run"))
 		}
-		a.println(id)
+		a.println(name)
 		return nil
 	}
 	r := foreground{
-		app: a, id: id, action: "run", sigProxy: f.sigProxy, keys: keys, keysText: f.keys,
+		app: a, id: p.id, action: "run", sigProxy: p.sigProxy, keys: p.keys, keysText: p.runFlags.keys,
 		tty: cfg.Tty, stdin: cfg.AttachStdin, stdout: cfg.AttachStdout, stderr: cfg.AttachStderr,
-		autoRemove: req.HostConfig.AutoRemove, size: req.HostConfig.ConsoleSize,
+		autoRemove: p.req.HostConfig.AutoRemove, size: p.req.HostConfig.ConsoleSize,
 	}
 	return r.run(ctx)
 }

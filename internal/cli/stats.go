@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"slices"
 	"strings"
@@ -215,13 +216,18 @@ func (b *statsBoard) draw() error {
 	if err := b.write(&text); err != nil {
 		return err
 	}
+	return b.redrawScreen(&text)
+}
+
+// redrawScreen writes text over what the terminal shows.
+func (a *app) redrawScreen(text fmt.Stringer) error {
 	var screen bytes.Buffer
 	screen.WriteString("\x1b[H") // to the top; then each line's rest is erased, and the screen's
 	for line := range strings.SplitSeq(text.String(), "\n") {
 		screen.WriteString(line + "\x1b[K\n")
 	}
 	screen.WriteString("\x1b[J")
-	_, err := screen.WriteTo(b.out)
+	_, err := screen.WriteTo(a.out)
 	return err
 }
 

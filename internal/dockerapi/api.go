@@ -39,6 +39,7 @@ const (
 // Containers is what this edge calls of pods.
 type Containers interface {
 	pod.Containers
+	pod.Pods
 	// Logs reads what a container printed, and says whether it has a terminal.
 	Logs(ctx context.Context, ref string, o logs.ReadOptions) (records iter.Seq2[logs.Record, error], tty bool, err error)
 }
@@ -113,7 +114,6 @@ type Config struct {
 
 type api struct {
 	Config
-	pods   pod.Pods
 	server string // the Server header
 }
 
@@ -123,7 +123,5 @@ func New(c Config) http.Handler {
 	if c.Log == nil {
 		c.Log = slog.Default()
 	}
-	a := &api{Config: c, server: "Hyper/" + c.Info().Version + " (linux)"}
-	a.pods, _ = c.Containers.(pod.Pods)
-	return a
+	return &api{c, "Hyper/" + c.Info().Version + " (linux)"}
 }

@@ -107,17 +107,14 @@ func (a *api) inspect(c *call) error {
 // inspectPod adds what there is to say of the container's pod, and why the
 // container ended. Neither is worth an error.
 func (a *api) inspectPod(ctx context.Context, ct pod.Container, out *inspectResponse) {
-	if a.pods == nil {
-		return
-	}
-	if p, err := a.pods.GetPod(ct.PodID); err == nil && p.Name != "" {
+	if p, err := a.Containers.GetPod(ct.PodID); err == nil && p.Name != "" {
 		out.Hyper.PodName = p.Name
 		out.Config.Hostname = cmp.Or(p.Spec.Hostname, p.Name)
 	}
 	if ct.Status == pod.StatusRunning || ct.Status == pod.StatusPaused || ct.Status == pod.StatusCreated && ct.Error == "" {
 		return
 	}
-	if why, err := a.pods.Why(ctx, ct.ID); err == nil {
+	if why, err := a.Containers.Why(ctx, ct.ID); err == nil {
 		out.Hyper.Why = &why
 	}
 }

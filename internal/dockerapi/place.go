@@ -91,18 +91,15 @@ func (a *api) joins(req *container.CreateRequest) (joins []join, err error) {
 		*m.mode = "container:" + ct.ID
 		joins = append(joins, j)
 	}
-	if a.pods == nil {
-		return joins, nil
-	}
 	if name, ok := h.Annotations[keyPod]; ok {
-		p, err := a.pods.GetPod(name)
+		p, err := a.Containers.GetPod(name)
 		if err != nil {
 			return nil, err
 		}
 		joins = append(joins, join{"pod " + name, inPod(p)})
 	}
 	if name, ok := req.Config.Labels[keyPod]; ok {
-		p, err := a.pods.GetPod(name)
+		p, err := a.Containers.GetPod(name)
 		switch {
 		case err == nil && p.Name == name:
 			joins = append(joins, join{"pod " + name, inPod(p)})
@@ -215,12 +212,12 @@ func (a *api) createIn(ctx context.Context, p place, o pod.CreateOptions) (id st
 	if p.make == "" {
 		return a.Containers.Create(ctx, o)
 	}
-	made, err := a.pods.CreatePod(ctx, pod.PodOptions{
+	made, err := a.Containers.CreatePod(ctx, pod.PodOptions{
 		Name: p.make, Spec: pod.PodSpec{Network: o.Spec.Network, AutoRemove: true}, Containers: []pod.CreateOptions{o},
 	})
 	if errdefs.IsConflict(err) || errdefs.IsAlreadyExists(err) {
 		// Perhaps another container had it made meanwhile.
-		if other, getErr := a.pods.GetPod(p.make); getErr == nil && other.Name == p.make {
+		if other, getErr := a.Containers.GetPod(p.make); getErr == nil && other.Name == p.make {
 			o.Pod = other.ID
 			return a.Containers.Create(ctx, o)
 		}
@@ -228,7 +225,7 @@ func (a *api) createIn(ctx context.Context, p place, o pod.CreateOptions) (id st
 	if err != nil {
 		return "", nil, err
 	}
-	info, err := a.pods.GetPod(made)
+	info, err := a.Containers.GetPod(made)
 	if err != nil || len(info.Containers) == 0 {
 		return "", nil, errors.Join(fmt.Errorf("pod %s went as it was made", p.make), err)
 	}

@@ -63,13 +63,13 @@ func (s server) listPods(r *http.Request) (any, error) {
 	if _, err := query(r); err != nil {
 		return nil, err
 	}
-	return podsOf(s.pods.ListPods()), nil
+	return podsOf(s.Pods.ListPods()), nil
 }
 
 func (s server) getPod(r *http.Request) (any, error) { return s.onePod(r.PathValue("id")) }
 
 func (s server) onePod(ref string) (any, error) {
-	p, err := s.pods.GetPod(ref)
+	p, err := s.Pods.GetPod(ref)
 	if err != nil {
 		return nil, err
 	}
@@ -85,7 +85,7 @@ func (s server) createPod(r *http.Request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	id, err := s.pods.CreatePod(r.Context(), pod.PodOptions{Name: req.Name, Spec: spec})
+	id, err := s.Pods.CreatePod(r.Context(), pod.PodOptions{Name: req.Name, Spec: spec})
 	if err != nil {
 		return nil, err
 	}
@@ -154,7 +154,7 @@ func (s server) removePod(r *http.Request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	return nil, s.pods.RemovePod(r.Context(), r.PathValue("id"), force)
+	return nil, s.Pods.RemovePod(r.Context(), r.PathValue("id"), force)
 }
 
 func (s server) startPod(r *http.Request) (any, error) {
@@ -166,7 +166,7 @@ func (s server) startPod(r *http.Request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	return nil, s.pods.StartPod(r.Context(), r.PathValue("id"), wait)
+	return nil, s.Pods.StartPod(r.Context(), r.PathValue("id"), wait)
 }
 
 func (s server) stopPod(r *http.Request) (any, error) {
@@ -174,7 +174,7 @@ func (s server) stopPod(r *http.Request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	return nil, s.pods.StopPod(r.Context(), r.PathValue("id"), t)
+	return nil, s.Pods.StopPod(r.Context(), r.PathValue("id"), t)
 }
 
 func (s server) restartPod(r *http.Request) (any, error) {
@@ -182,7 +182,7 @@ func (s server) restartPod(r *http.Request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	return nil, s.pods.RestartPod(r.Context(), r.PathValue("id"), t)
+	return nil, s.Pods.RestartPod(r.Context(), r.PathValue("id"), t)
 }
 
 func (s server) killPod(r *http.Request) (any, error) {
@@ -190,15 +190,15 @@ func (s server) killPod(r *http.Request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	return nil, s.pods.KillPod(r.Context(), r.PathValue("id"), q.Get("signal"))
+	return nil, s.Pods.KillPod(r.Context(), r.PathValue("id"), q.Get("signal"))
 }
 
 func (s server) pausePod(r *http.Request) (any, error) {
-	return nil, s.pods.PausePod(r.Context(), r.PathValue("id"))
+	return nil, s.Pods.PausePod(r.Context(), r.PathValue("id"))
 }
 
 func (s server) unpausePod(r *http.Request) (any, error) {
-	return nil, s.pods.ResumePod(r.Context(), r.PathValue("id"))
+	return nil, s.Pods.ResumePod(r.Context(), r.PathValue("id"))
 }
 
 func (s server) updatePod(r *http.Request) (any, error) {
@@ -206,7 +206,7 @@ func (s server) updatePod(r *http.Request) (any, error) {
 	if err := decode(r, "change of a pod", &req); err != nil {
 		return nil, err
 	}
-	p, err := s.pods.GetPod(r.PathValue("id"))
+	p, err := s.Pods.GetPod(r.PathValue("id"))
 	if err != nil {
 		return nil, err
 	}
@@ -217,15 +217,15 @@ func (s server) updatePod(r *http.Request) (any, error) {
 	if req.NanoCPUs != 0 {
 		res.NanoCPUs = req.NanoCPUs
 	}
-	return nil, s.pods.UpdatePod(r.Context(), p.ID, res)
+	return nil, s.Pods.UpdatePod(r.Context(), p.ID, res)
 }
 
 func (s server) podStats(r *http.Request) (any, error) {
-	p, err := s.pods.GetPod(r.PathValue("id"))
+	p, err := s.Pods.GetPod(r.PathValue("id"))
 	if err != nil {
 		return nil, err
 	}
-	st, err := s.pods.PodStats(r.Context(), p.ID)
+	st, err := s.Pods.PodStats(r.Context(), p.ID)
 	if err != nil {
 		return nil, err
 	}
@@ -233,12 +233,12 @@ func (s server) podStats(r *http.Request) (any, error) {
 }
 
 func (s server) podConsole(r *http.Request) (any, error) {
-	data, err := s.pods.PodConsole(r.Context(), r.PathValue("id"))
+	data, err := s.Pods.PodConsole(r.Context(), r.PathValue("id"))
 	return text{"text/plain; charset=utf-8", data}, err
 }
 
 func (s server) generatePod(r *http.Request) (any, error) {
-	p, err := s.pods.GetPod(r.PathValue("id"))
+	p, err := s.Pods.GetPod(r.PathValue("id"))
 	if err != nil {
 		return nil, err
 	}
@@ -247,7 +247,7 @@ func (s server) generatePod(r *http.Request) (any, error) {
 }
 
 func (s server) why(r *http.Request) (any, error) {
-	w, err := s.pods.Why(r.Context(), r.PathValue("ref"))
+	w, err := s.Pods.Why(r.Context(), r.PathValue("ref"))
 	if err != nil {
 		return nil, err
 	}

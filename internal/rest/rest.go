@@ -9,7 +9,6 @@ import (
 	"io"
 	"log/slog"
 	"net/http"
-	"strings"
 
 	"github.com/containerd/errdefs"
 	"github.com/containerd/errdefs/pkg/errhttp"
@@ -38,6 +37,7 @@ type Config struct {
 
 // Pods is the part of pod.Set that is served here.
 type Pods interface {
+	pod.Pods
 	Trace(ref string) (pod.Trace, error)
 	Warm() (ready, wanted int)
 	Shape(cpus, memMiB int, nic bool) (template.Shape, error)
@@ -51,15 +51,11 @@ type Templates interface {
 	Remove(ref string) error
 }
 
-type server struct {
-	Config
-	pods pod.Pods
-}
+type server struct{ Config }
 
 // New returns the handler of everything below api.Prefix.
 func New(c Config) http.Handler {
-	s := server{Config: c}
-	s.pods, _ = c.Pods.(pod.Pods)
+	s := server{c}
 	mux := http.NewServeMux()
 	for pattern, f := range map[string]func(*http.Request) (any, error){
 		"GET /templates":             s.templates,
@@ -85,9 +81,6 @@ func New(c Config) http.Handler {
 		"GET /pods/{id}/generate":    s.generatePod,
 		"GET /why/{ref}":             s.why,
 	} {
-		if s.pods == nil && (strings.Contains(pattern, "/pods") || strings.Contains(pattern, "/why")) {
-			continue
-		}
 		mux.HandleFunc(pattern, func(w http.ResponseWriter, r *http.Request) { s.serve(w, r, f) })
 	}
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {

@@ -14,6 +14,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/moby/moby/api/types/container"
@@ -22,8 +23,11 @@ import (
 	"github.com/spf13/pflag"
 )
 
-// KernelAnnotation carries the path of --kernel.
-const KernelAnnotation = "run.hyper.kernel"
+// Annotations that carry flags of Hyper: the path of --kernel, and --pod.
+const (
+	KernelAnnotation = "run.hyper.kernel"
+	PodAnnotation    = "hyper.pod"
+)
 
 // Flags are the values of the flags. Make one with Add.
 type Flags struct {
@@ -42,7 +46,7 @@ type Flags struct {
 	networks, addHost, dns, dnsSearch, dnsOption   list
 	capAdd, capDrop, groupAdd, securityOpt, tmpfs  list
 	logOpt, storageOpt                             list
-	logDriver, kernel                              string
+	logDriver, kernel, pod, ipc, pid, restart      string
 	privileged, readOnly, contentTrust             bool
 	sysctls, annotations                           dict
 	shmSize, memory, memoryReservation, memorySwap size
@@ -51,6 +55,7 @@ type Flags struct {
 	cpusetCPUs                                     string
 	oomScoreAdj                                    int
 	ulimits                                        ulimits
+	readBps, writeBps, readIOps, writeIOps         throttles
 }
 
 // Add declares the flags.
@@ -65,9 +70,12 @@ func Add(fs *pflag.FlagSet) *Flags {
 		dnsSearch:  list{check: checkSearch},
 		sysctls:    dict{check: checkSysctl},
 		memorySwap: size{minusOne: true},
+		readBps:    throttles{bytes: true},
+		writeBps:   throttles{bytes: true},
 	}
 	f.addProcess(fs)
 	f.addHostFlags(fs)
+	f.addLimits(fs)
 	f.addResources(fs)
 	addUnsupported(fs)
 	return f
@@ -119,11 +127,16 @@ func (f *Flags) addHostFlags(fs *pflag.FlagSet) {
 	fs.Var(&f.sysctls, "sysctl", "Sysctl options")
 	fs.Var(&f.annotations, "annotation", "Add an annotation to the container (passed through to the OCI runtime)")
 	fs.StringVar(&f.kernel, "kernel", "", "Boot the container's VM with this kernel (path of a vmlinux or bzImage on the daemon's host, hyperkernel or stock)")
+	fs.StringVar(&f.pod, "pod", "", "Run the container in this pod, beside its other containers (name or ID)")
+	fs.StringVar(&f.ipc, "ipc", "", "IPC mode to use (private, shareable or container:NAME)")
+	fs.StringVar(&f.pid, "pid", "", "PID namespace to use (container:NAME, or pod for that of all in the pod)")
+	fs.StringVar(&f.restart, "restart", "no", "Restart policy to apply when a container exits")
 	fs.BoolVar(&f.contentTrust, "disable-content-trust", true, "Skip image verification")
 	fs.Lookup("disable-content-trust").Hidden = true
 }
 
-func (f *Flags) addResources(fs *pflag.FlagSet) {
+// addLimits declares the limits that can be changed later.
+func (f *Flags) addLimits(fs *pflag.FlagSet) {
 	fs.VarP(&f.memory, "memory", "m", "Memory limit")
 	fs.Var(&f.memoryReservation, "memory-reservation", "Memory soft limit")
 	fs.Var(&f.memorySwap, "memory-swap", "Swap limit equal to memory plus swap: '-1' to enable unlimited swap")
@@ -133,6 +146,13 @@ func (f *Flags) addResources(fs *pflag.FlagSet) {
 	fs.Int64Var(&f.cpuQuota, "cpu-quota", 0, "Limit CPU CFS (Completely Fair Scheduler) quota")
 	fs.StringVar(&f.cpusetCPUs, "cpuset-cpus", "", "CPUs in which to allow execution (0-3, 0,1)")
 	fs.Int64Var(&f.pidsLimit, "pids-limit", 0, "Tune container pids limit (set -1 for unlimited)")
+}
+
+func (f *Flags) addResources(fs *pflag.FlagSet) {
+	fs.Var(&f.readBps, "device-read-bps", "Limit read rate (bytes per second) from a device (/ is the container's own disk)")
+	fs.Var(&f.readIOps, "device-read-iops", "Limit read rate (IO per second) from a device")
+	fs.Var(&f.writeBps, "device-write-bps", "Limit write rate (bytes per second) to a device")
+	fs.Var(&f.writeIOps, "device-write-iops", "Limit write rate (IO per second) to a device")
 	fs.IntVar(&f.oomScoreAdj, "oom-score-adj", 0, "Tune host's OOM preferences (-1000 to 1000)")
 	fs.Var(&f.ulimits, "ulimit", "Ulimit options")
 }
@@ -226,6 +246,13 @@ func (f *Flags) hostConfig() (*container.HostConfig, error) {
 	if f.logDriver == "none" && len(f.logOpt.values) > 0 {
 		return nil, errors.New("--log-opt: the log driver none has no options")
 	}
+	restart, err := restartPolicy(f.restart)
+	if err != nil {
+		return nil, err
+	}
+	if f.AutoRemove && !restart.IsNone() {
+		return nil, errors.New("conflicting options: cannot specify both --restart and --rm")
+	}
 	storage := map[string]string{}
 	for _, o := range f.storageOpt.values {
 		k, v, ok := strings.Cut(o, "=")
@@ -251,7 +278,7 @@ func (f *Flags) hostConfig() (*container.HostConfig, error) {
 		LogConfig: container.LogConfig{Type: f.logDriver, Config: toMap(f.logOpt.values)},
 		ShmSize:   f.shmSize.n, Tmpfs: tmpfs, Sysctls: f.sysctls.orEmpty(), Annotations: annotations,
 		OomScoreAdj: f.oomScoreAdj, Resources: f.resources(),
-		RestartPolicy: container.RestartPolicy{Name: container.RestartPolicyDisabled},
+		RestartPolicy: restart, IpcMode: container.IpcMode(f.ipc), PidMode: container.PidMode(f.pid),
 	}
 	if unmasked {
 		h.MaskedPaths, h.ReadonlyPaths = []string{}, []string{}
@@ -269,6 +296,8 @@ func (f *Flags) resources() container.Resources {
 		Memory: f.memory.n, MemoryReservation: f.memoryReservation.n, MemorySwap: f.memorySwap.n,
 		NanoCPUs: int64(f.cpus), CPUShares: f.cpuShares, CPUPeriod: f.cpuPeriod, CPUQuota: f.cpuQuota, CpusetCpus: f.cpusetCPUs,
 		PidsLimit: &f.pidsLimit, Ulimits: f.ulimits.sorted(),
+		BlkioDeviceReadBps: f.readBps.list, BlkioDeviceWriteBps: f.writeBps.list,
+		BlkioDeviceReadIOps: f.readIOps.list, BlkioDeviceWriteIOps: f.writeIOps.list,
 		// Docker's command sends these defaults too.
 		MemorySwappiness: &swappiness, OomKillDisable: &oomKillDisable, Devices: []container.DeviceMapping{},
 	}
@@ -292,18 +321,45 @@ func (f *Flags) network() (string, error) {
 
 func (f *Flags) allAnnotations() (map[string]string, error) {
 	a := f.annotations.orEmpty()
+	if f.pod != "" {
+		a[PodAnnotation] = f.pod
+	}
 	if f.kernel == "" {
 		return a, nil
 	}
-	path := f.kernel
-	if path != "hyperkernel" && path != "stock" { // these the daemon knows by name
-		var err error
-		if path, err = filepath.Abs(path); err != nil {
-			return nil, fmt.Errorf("--kernel: %w", err)
+	var err error
+	a[KernelAnnotation], err = kernelPath(f.kernel)
+	return a, err
+}
+
+// kernelPath is what --kernel means to the daemon, which knows two by name.
+func kernelPath(k string) (string, error) {
+	if k == "" || k == "hyperkernel" || k == "stock" {
+		return k, nil
+	}
+	path, err := filepath.Abs(k)
+	if err != nil {
+		return "", fmt.Errorf("--kernel: %w", err)
+	}
+	return path, nil
+}
+
+// restartPolicy reads --restart: NAME[:MAXIMUM].
+func restartPolicy(s string) (p container.RestartPolicy, err error) {
+	if s == "" {
+		return container.RestartPolicy{Name: container.RestartPolicyDisabled}, nil
+	}
+	name, most, limited := strings.Cut(s, ":")
+	if name == "" {
+		return p, errors.New("invalid restart policy format: no policy provided before colon")
+	}
+	p.Name = container.RestartPolicyMode(name)
+	if limited {
+		if p.MaximumRetryCount, err = strconv.Atoi(most); err != nil {
+			return p, errors.New("invalid restart policy format: maximum retry count must be an integer")
 		}
 	}
-	a[KernelAnnotation] = path
-	return a, nil
+	return p, nil
 }
 
 // securityOptions reads seccomp profiles into the options; unmasked says that
@@ -358,3 +414,6 @@ func addresses(ips []string) []netip.Addr {
 
 // Attached says whether --attach was given.
 func (f *Flags) Attached() bool { return len(f.attach.values) > 0 }
+
+// SetPod has the container made in a pod, as --pod does.
+func (f *Flags) SetPod(ref string) { f.pod = ref }

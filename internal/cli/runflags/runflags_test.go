@@ -40,6 +40,14 @@ func TestRequest(t *testing.T) {
 		{"--memory-swap -1 x", "HostConfig.MemorySwap", `-1`},
 		{"--cpus 0.000000001 x", "HostConfig.NanoCpus", `1`},
 		{"--kernel /boot/vmlinux x", "HostConfig.Annotations", `{"run.hyper.kernel":"/boot/vmlinux"}`},
+		{"--pod web x", "HostConfig.Annotations", `{"hyper.pod":"web"}`},
+		{"--pod web --kernel stock x", "HostConfig.Annotations", `{"hyper.pod":"web","run.hyper.kernel":"stock"}`},
+		{"--ipc container:a x", "HostConfig.IpcMode", `"container:a"`},
+		{"--pid pod x", "HostConfig.PidMode", `"pod"`},
+		{"--restart on-failure:3 x", "HostConfig.RestartPolicy", `{"Name":"on-failure","MaximumRetryCount":3}`},
+		{"--restart= x", "HostConfig.RestartPolicy", `{"Name":"no","MaximumRetryCount":0}`},
+		{"--device-read-bps /:1mb --device-read-bps /dev/sda:2 x", "HostConfig.BlkioDeviceReadBps", `[{"Path":"/","Rate":1048576},{"Path":"/dev/sda","Rate":2}]`},
+		{"--device-write-iops /:100 x", "HostConfig.BlkioDeviceWriteIOps", `[{"Path":"/","Rate":100}]`},
 		{"--storage-opt size=20G x", "HostConfig.StorageOpt", `{"size":"20G"}`},
 		{"--tmpfs /t:size=1m x", "HostConfig.Tmpfs", `{"/t":"size=1m"}`},
 		{"--add-host a=[::1] x", "HostConfig.ExtraHosts", `["a:::1"]`},
@@ -84,11 +92,15 @@ func TestRefused(t *testing.T) {
 		{"-P x", "--publish-all is not supported yet"},
 		{"-v /a:/b x", "--volume is not supported yet"},
 		{"--mount type=bind,src=/a,dst=/b x", "--mount is not supported yet"},
-		{"--restart always x", "--restart is not supported yet"},
+		{"--restart :1 x", "invalid restart policy format: no policy provided before colon"},
+		{"--restart on-failure:x x", "invalid restart policy format: maximum retry count must be an integer"},
+		{"--restart always --rm x", "conflicting options: cannot specify both --restart and --rm"},
+		{"--device-read-bps / x", `invalid argument "/" for "--device-read-bps" flag: bad format: /`},
+		{"--device-read-iops /:1k x", `invalid argument "/:1k" for "--device-read-iops" flag: invalid rate for device: /:1k: must be PATH:NUMBER, a positive number`},
+		{"--device-write-bps /:-1 x", `invalid argument "/:-1" for "--device-write-bps" flag: invalid rate for device: /:-1: must be PATH:NUMBER, a positive number`},
 		{"--link a x", "--link is not supported yet"},
 		{"--gpus all x", "--gpus is not supported yet"},
 		{"--health-cmd true x", "--health-cmd is not supported yet"},
-		{"--ipc host x", "--ipc is not supported yet"},
 		{"--network a --network b x", "--network, more than once, is not supported yet"},
 		{"--network name=a,ip=1.2.3.4 x", "--network with options is not supported yet"},
 		{"--disable-content-trust=false x", "--disable-content-trust=false is not supported yet"},
@@ -133,6 +145,116 @@ func TestUnsupportedTable(t *testing.T) {
 			if _, err := parse("--" + u.name + "=" + same + " x"); err != nil {
 				t.Errorf("--%s=%s: %v", u.name, same, err)
 			}
+		}
+	}
+}
+
+func TestUpdate(t *testing.T) {
+	for _, tt := range []struct{ line, want, err string }{
+		{"-m 64m --memory-swap -1 --cpus .5", `{"Resources":{"Memory":67108864,"MemorySwap":-1,"NanoCpus":500000000}}`, ""},
+		{"--pids-limit -1 --restart on-failure:2", `{"Resources":{"PidsLimit":-1},"RestartPolicy":{"MaximumRetryCount":2,"Name":"on-failure"}}`, ""},
+		{"-c 2 --cpuset-cpus 0 --memory-reservation 1k", `{"Resources":{"CpuShares":2,"CpusetCpus":"0","MemoryReservation":1024}}`, ""},
+		{"--blkio-weight 0 --cpu-period 5 --cpu-quota 6", `{"Resources":{"CpuPeriod":5,"CpuQuota":6}}`, ""},
+		{"--cpuset-mems 1", "", "--cpuset-mems is not supported yet"},
+		{"--restart on-failure:x", "", "invalid restart policy format: maximum retry count must be an integer"},
+		{"", "", "you must provide one or more flags when using this command"},
+		{"--ulimit a=1", "", "unknown flag: --ulimit"},
+	} {
+		fs := pflag.NewFlagSet("update", pflag.ContinueOnError)
+		u := AddUpdate(fs)
+		err := fs.Parse(strings.Fields(tt.line))
+		var req client.ContainerUpdateOptions
+		if err == nil {
+			req, err = u.Request()
+		}
+		if err != nil {
+			if err.Error() != tt.err {
+				t.Errorf("%s: %v", tt.line, err)
+			}
+			continue
+		}
+		if got := nonEmpty(t, req); got != tt.want {
+			t.Errorf("%s: %s, want %s", tt.line, got, tt.want)
+		}
+	}
+}
+
+func TestPod(t *testing.T) {
+	for _, tt := range []struct{ line, want, err string }{
+		{"", `{"spec":{"network":"bridge"}}`, ""},
+		{"--name web -m 256m --cpus 1.5 --kernel stock --kernel-arg quiet --kernel-arg loglevel=7 --shm-size 1m",
+			`{"name":"web","spec":{"kernel":"stock","kernelArgs":["quiet","loglevel=7"],"memoryBytes":268435456,"nanoCPUs":1500000000,"network":"bridge","shmBytes":1048576}}`, ""},
+		{"-h h --domainname d --add-host a=[::1] --dns 1.1.1.1 --dns-search x.org --dns-option ndots:2 --network none",
+			`{"spec":{"dns":["1.1.1.1"],"dnsOptions":["ndots:2"],"dnsSearch":["x.org"],"domainname":"d","extraHosts":["a:::1"],"hostname":"h","network":"none"}}`, ""},
+		{"-l a=1 --annotation b=2 --sysctl c=3 --share-pid --rm --persist --stop-timeout 0",
+			`{"spec":{"annotations":{"b":"2"},"autoRemove":true,"labels":{"a":"1"},"network":"bridge","persist":true,"sharePID":true,"stopTimeout":0,"sysctls":{"c":"3"}}}`, ""},
+		{"--label-file /nonexistent", "", "--label-file: open /nonexistent: no such file or directory"},
+		{"-m 5x", "", `invalid argument "5x" for "-m, --memory" flag: invalid suffix: 'x'`},
+	} {
+		fs := pflag.NewFlagSet("create", pflag.ContinueOnError)
+		p := AddPod(fs)
+		err := fs.Parse(strings.Fields(tt.line))
+		var got []byte
+		if err == nil {
+			req, e := p.Request()
+			if err = e; err == nil {
+				got = []byte(nonEmpty(t, req))
+			}
+		}
+		if err != nil && err.Error() != tt.err || err == nil && string(got) != tt.want {
+			t.Errorf("%s: %s, %v, want %s", tt.line, got, err, tt.want)
+		}
+	}
+}
+
+// nonEmpty is v as JSON with its keys in order, without what is empty.
+func nonEmpty(t *testing.T, v any) string {
+	t.Helper()
+	data, err := json.Marshal(v)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var m map[string]any
+	if err := json.Unmarshal(data, &m); err != nil {
+		t.Fatal(err)
+	}
+	for k := range m {
+		prune(m, k)
+	}
+	if data, err = json.Marshal(m); err != nil {
+		t.Fatal(err)
+	}
+	return string(data)
+}
+
+func prune(m map[string]any, key string) {
+	switch v := m[key].(type) {
+	case map[string]any:
+		for k := range v {
+			if v[k] != float64(0) || k != "stopTimeout" {
+				prune(v, k)
+			}
+		}
+		if len(v) == 0 {
+			delete(m, key)
+		}
+	case string:
+		if v == "" {
+			delete(m, key)
+		}
+	case float64:
+		if v == 0 {
+			delete(m, key)
+		}
+	case bool:
+		if !v {
+			delete(m, key)
+		}
+	case nil:
+		delete(m, key)
+	case []any:
+		if len(v) == 0 {
+			delete(m, key)
 		}
 	}
 }

@@ -25,10 +25,6 @@ var unsupported = []struct {
 	{name: "cpuset-mems", kind: "string", usage: "MEMs in which to allow execution (0-3, 0,1)", same: []string{""}},
 	{name: "device", kind: "list", usage: "Add a host device to the container"},
 	{name: "device-cgroup-rule", kind: "list", usage: "Add a rule to the cgroup allowed devices list"},
-	{name: "device-read-bps", kind: "list", usage: "Limit read rate (bytes per second) from a device"},
-	{name: "device-read-iops", kind: "list", usage: "Limit read rate (IO per second) from a device"},
-	{name: "device-write-bps", kind: "list", usage: "Limit write rate (bytes per second) to a device"},
-	{name: "device-write-iops", kind: "list", usage: "Limit write rate (IO per second) to a device"},
 	{name: "gpus", kind: "gpu-request", usage: "GPU devices to add to the container ('all' to pass all GPUs)"},
 	{name: "health-cmd", kind: "string", usage: "Command to run to check health", same: []string{""}},
 	{name: "health-interval", kind: "duration", usage: "Time between running the check (ms|s|m|h) (default 0s)", same: []string{"0", "0s"}},
@@ -40,7 +36,6 @@ var unsupported = []struct {
 	{name: "io-maxiops", kind: "uint", usage: "Maximum IOps limit for the system drive (Windows only)", same: []string{"0"}},
 	{name: "ip", kind: "string", usage: "IPv4 address (e.g., 172.30.100.104)"},
 	{name: "ip6", kind: "string", usage: "IPv6 address (e.g., 2001:db8::33)"},
-	{name: "ipc", kind: "string", usage: "IPC mode to use", same: []string{"", "private"}},
 	{name: "isolation", kind: "string", usage: "Container isolation technology", same: []string{"", "default"}},
 	{name: "kernel-memory", kind: "bytes", usage: "Kernel memory limit", same: []string{"0"}},
 	{name: "link", kind: "list", usage: "Add link to another container"},
@@ -50,10 +45,8 @@ var unsupported = []struct {
 	{name: "mount", kind: "mount", usage: "Attach a filesystem mount to the container"},
 	{name: "network-alias", kind: "list", usage: "Add network-scoped alias for the container"},
 	{name: "oom-kill-disable", kind: "bool", usage: "Disable OOM Killer", same: []string{"false"}},
-	{name: "pid", kind: "string", usage: "PID namespace to use", same: []string{""}},
 	{name: "publish", short: "p", kind: "list", usage: "Publish a container's port(s) to the host"},
 	{name: "publish-all", short: "P", kind: "bool", usage: "Publish all exposed ports to random ports", same: []string{"false"}},
-	{name: "restart", kind: "string", usage: `Restart policy to apply when a container exits (default "no")`, same: []string{"", "no"}},
 	{name: "runtime", kind: "string", usage: "Runtime to use for this container", same: []string{""}},
 	{name: "umask", kind: "octal", usage: "Set umask for the container"},
 	{name: "use-api-socket", kind: "bool", usage: "Bind mount API socket and required auth", same: []string{"false"}},
@@ -79,8 +72,12 @@ func (r *refused) Set(s string) error { r.values = append(r.values, s); return n
 func (r *refused) Type() string       { return r.kind }
 func (r *refused) String() string     { return "" }
 
-func addUnsupported(fs *pflag.FlagSet) {
+// addUnsupported declares those flags; with names, only some of them.
+func addUnsupported(fs *pflag.FlagSet, names ...string) {
 	for _, u := range unsupported {
+		if len(names) > 0 && !slices.Contains(names, u.name) {
+			continue
+		}
 		f := fs.VarPF(&refused{kind: u.kind}, u.name, u.short, u.usage+" [not supported yet]")
 		if u.kind == "bool" {
 			f.NoOptDefVal = "true"
@@ -92,7 +89,7 @@ func addUnsupported(fs *pflag.FlagSet) {
 func checkUnsupported(fs *pflag.FlagSet) error {
 	for _, u := range unsupported {
 		f := fs.Lookup(u.name)
-		if !f.Changed {
+		if f == nil || !f.Changed {
 			continue
 		}
 		for _, v := range f.Value.(*refused).values {

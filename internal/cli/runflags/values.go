@@ -8,9 +8,11 @@ import (
 	"net"
 	"os"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/docker/go-units"
+	"github.com/moby/moby/api/types/blkiodev"
 	"github.com/moby/moby/api/types/container"
 	"github.com/spf13/pflag"
 )
@@ -142,6 +144,36 @@ func (u *ulimits) sorted() []*container.Ulimit {
 	}
 	return out
 }
+
+// throttles is a flag of PATH:RATE limits, which may be given several times.
+type throttles struct {
+	list  []*blkiodev.ThrottleDevice
+	bytes bool // rates are bytes, with an optional unit
+}
+
+func (t *throttles) Set(s string) error {
+	path, text, ok := strings.Cut(s, ":")
+	if !ok || path == "" {
+		return fmt.Errorf("bad format: %s", s)
+	}
+	var rate uint64
+	var err error
+	if t.bytes {
+		var n int64
+		n, err = units.RAMInBytes(text)
+		rate = uint64(max(n, 0))
+	} else {
+		rate, err = strconv.ParseUint(text, 10, 64)
+	}
+	if err != nil || rate == 0 {
+		return fmt.Errorf("invalid rate for device: %s: must be PATH:NUMBER, a positive number", s)
+	}
+	t.list = append(t.list, &blkiodev.ThrottleDevice{Path: path, Rate: rate})
+	return nil
+}
+
+func (t *throttles) Type() string   { return "list" }
+func (t *throttles) String() string { return "" }
 
 func checkEnv(s string) (string, error) {
 	name, _, hasValue := strings.Cut(s, "=")

@@ -5,6 +5,7 @@ package stdio
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -144,6 +145,39 @@ func Demux(r *bufio.Reader, out, err io.Writer) error {
 		}
 		if e := copyFrame(w, r, n); e != nil {
 			return e
+		}
+	}
+}
+
+// maxRecord is longer than any record of a log that a daemon sends in a frame.
+const maxRecord = 1 << 20
+
+// Records calls f with each frame of r, which is one record of a log, and
+// whether it is of standard error. f must not keep the record.
+func Records(r *bufio.Reader, f func(record []byte, isErr bool) error) error {
+	var buf bytes.Buffer
+	for {
+		h, err := r.Peek(frameHeader)
+		if errors.Is(err, io.EOF) && len(h) == 0 {
+			return nil
+		}
+		if err != nil {
+			return fmt.Errorf("read log: %w", unexpected(err))
+		}
+		kind, n := h[0], binary.BigEndian.Uint32(h[4:])
+		if n > maxRecord {
+			return fmt.Errorf("read log: a record of %d bytes", n)
+		}
+		_, _ = r.Discard(frameHeader)
+		buf.Reset()
+		if _, err := io.CopyN(&buf, r, int64(n)); err != nil {
+			return fmt.Errorf("read log: %w", unexpected(err))
+		}
+		if kind == frameError {
+			return fmt.Errorf("error from daemon in stream: %s", &buf)
+		}
+		if err := f(buf.Bytes(), kind == frameStderr); err != nil {
+			return err
 		}
 	}
 }
