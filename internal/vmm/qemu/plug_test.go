@@ -193,8 +193,9 @@ func TestPlugPaused(t *testing.T) {
 		until(t, ask, fmt.Sprint("size x", i), "4096", i%2 == 0)
 	}
 	t.Logf("the guest has them after %v", time.Since(start))
-	sets,_:=leftovers(t,v)
-	t.Log(sets)
+	if sets, _ := leftovers(t, v); len(sets) != disks/2 || held(t, v, file.Path) != disks {
+		t.Errorf("sets %v, %d descriptors", sets, held(t, v, file.Path))
+	}
 }
 
 // TestUndoneHalves: what a killed hyperd had begun the next one undoes.

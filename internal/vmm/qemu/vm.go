@@ -295,7 +295,17 @@ func (v *vm) Pause(ctx context.Context) error {
 }
 
 func (v *vm) Resume(ctx context.Context) error {
-	return v.command("resume", func() error { return v.qmp.Cont(ctx) })
+	return v.command("resume", func() error {
+		if err := v.qmp.Cont(ctx); err != nil {
+			return err
+		}
+		// While it is paused QEMU closes no descriptor that it is told to.
+		v.filling.Lock()
+		defer v.filling.Unlock()
+		v.slots = nil
+		_ = v.knowDisks(ctx) // or the next time
+		return nil
+	})
 }
 
 // command runs f unless the guest has ended.

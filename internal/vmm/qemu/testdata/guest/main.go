@@ -55,10 +55,16 @@ func (machine) Stop(string)          {}
 func (machine) OpenDisk(id string, flags int) (testguest.Disk, error) { return open(id, flags) }
 
 func open(id string, flags int) (*os.File, error) {
-	serials, _ := filepath.Glob("/sys/block/*/serial")
-	for _, s := range serials {
-		if b, err := os.ReadFile(s); err == nil && strings.TrimSpace(string(b)) == id {
-			return os.OpenFile("/dev/"+filepath.Base(filepath.Dir(s)), flags, 0)
+	for _, attribute := range []string{"device/vpd_pg80", "serial"} { // of SCSI, of virtio-blk
+		files, _ := filepath.Glob("/sys/block/*/" + attribute)
+		for _, f := range files {
+			b, err := os.ReadFile(f)
+			if attribute != "serial" && len(b) > 4 {
+				b = b[4:] // a header
+			}
+			if err == nil && strings.Trim(string(b), " \n\x00") == id {
+				return os.OpenFile("/dev/"+strings.Split(f, "/")[3], flags, 0)
+			}
 		}
 	}
 	return nil, fmt.Errorf("no disk %q", id)
@@ -81,6 +87,8 @@ func (machine) Fact(name string) string {
 		return use(number(1) << 20)
 	case "discard":
 		return discard(args[1], number(2), number(3))
+	case "await":
+		return await(args[1])
 	case "throughput":
 		return throughput(args[1], number(2), number(3), number(4))
 	}
@@ -100,6 +108,24 @@ func use(size int) string {
 		return err.Error()
 	}
 	return "ok"
+}
+
+// await waits for a disk as hyperstart does, by the kernel's events.
+func await(id string) string {
+	const kobjectUevent = 15 // NETLINK_KOBJECT_UEVENT
+	fd, err := syscall.Socket(syscall.AF_NETLINK, syscall.SOCK_DGRAM, kobjectUevent)
+	if err == nil {
+		defer syscall.Close(fd)
+		err = syscall.Bind(fd, &syscall.SockaddrNetlink{Family: syscall.AF_NETLINK, Groups: 1})
+	}
+	for event := make([]byte, 8<<10); err == nil; {
+		if f, err := open(id, os.O_RDONLY); err == nil {
+			f.Close()
+			return "ok"
+		}
+		_, err = syscall.Read(fd, event)
+	}
+	return err.Error()
 }
 
 // discard is BLKDISCARD.
