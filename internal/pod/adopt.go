@@ -86,8 +86,17 @@ func (s *Set) restoreNetwork(ctx context.Context, vms map[string]vmRecord) error
 		return nil
 	}
 	var inUse []network.Attachment
+	kept := map[string]bool{} // by the ID it was made for
+	s.mu.Lock()
+	for _, p := range s.pods {
+		if a := p.record().Attachment; a != nil {
+			kept[a.PodID] = true
+			inUse = append(inUse, *a)
+		}
+	}
+	s.mu.Unlock()
 	for _, rec := range vms {
-		if rec.Attachment != nil {
+		if rec.Attachment != nil && !kept[rec.Attachment.PodID] {
 			inUse = append(inUse, *rec.Attachment)
 		}
 	}

@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/hyper-run/hyper/internal/host"
+	"github.com/hyper-run/hyper/internal/network"
 	"github.com/hyper-run/hyper/internal/template"
 	"github.com/hyper-run/hyper/internal/vmm"
 )
@@ -74,7 +75,7 @@ func (p *pod) tryNewVM(ctx context.Context, pl *plan, tr *trace, use func(*machi
 // newMachine returns a VM as planned, which may not have answered yet.
 func (p *pod) newMachine(ctx context.Context, pl *plan, tr *trace) (*machine, error) {
 	s := p.set
-	if m := s.warm.take(pl); m != nil {
+	if m := s.warm.take(pl); m != nil { // with an address of its own
 		release, err := s.cfg.Memory.Admit(pl.size.reserved)
 		if err == nil {
 			err = m.occupy(ctx, p.id, pl)
@@ -130,7 +131,7 @@ func (m *machine) bringUp(ctx context.Context, pl *plan, tr *trace) error {
 	var t *template.Template
 	var g errgroup.Group
 	if pl.shape.NIC {
-		g.Go(func() error { return m.attach(ctx, &cfg) })
+		g.Go(func() error { return m.attach(ctx, pl.attachment, &cfg) })
 	}
 	g.Go(func() error { return os.Mkdir(cfg.Dir, 0o700) })
 	g.Go(func() (err error) {
@@ -226,13 +227,16 @@ func (z size) onHost(memMiB int) host.Limits {
 	return l
 }
 
-func (m *machine) attach(ctx context.Context, cfg *vmm.Config) error {
+// attach connects the VM to the network: with the attachment that its pod keeps, or a new one.
+func (m *machine) attach(ctx context.Context, kept *network.Attachment, cfg *vmm.Config) (err error) {
 	n := m.set.cfg.Network
 	if n == nil {
 		return fmt.Errorf("no network: %w (use --network none)", m.set.cfg.NetworkErr)
 	}
-	a, err := n.Attach(ctx, m.id())
-	if err != nil {
+	var a network.Attachment
+	if kept != nil {
+		a = *kept
+	} else if a, err = n.Attach(ctx, m.id()); err != nil {
 		return fmt.Errorf("attach to the network: %w", err)
 	}
 	if err := m.update(func(r *vmRecord) { r.Attachment = &a }); err != nil {

@@ -8,4 +8,6 @@ import (
 	"github.com/hyper-run/hyper/internal/guest"
 )
 
-func dialTCP(context.Context, *guest.Client, string) (net.Conn, error) { return nil, errors.New("not yet") }
+func dialTCP(context.Context, *guest.Client, string) (net.Conn, error) {
+	return nil, errors.New("not yet")
+}

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/hyper-run/hyper/internal/keep"
+	"github.com/hyper-run/hyper/internal/network"
 )
 
 // bucketPods has the podRecords by pod ID, of pods that were made as such; durable.
@@ -17,14 +18,15 @@ const bucketPods = "pods"
 // A podRecord is what is kept of a pod that was made as such. One that was
 // made for a container needs none: the container's record names it.
 type podRecord struct {
-	ID        string
-	Name      string
-	Created   time.Time
-	Spec      PodSpec
-	Wanted    bool      // it was started, and nobody stopped it
-	Asked     time.Time // when somebody started it last
-	End                 // of its last VM, or of a start that failed
-	StartedAt time.Time
+	ID         string
+	Name       string
+	Created    time.Time
+	Spec       PodSpec
+	Wanted     bool                // it was started, and nobody stopped it
+	Asked      time.Time           // when somebody started it last
+	End                            // of its last VM, or of a start that failed
+	Attachment *network.Attachment // that it keeps, with its addresses; nil: none yet
+	StartedAt  time.Time
 }
 
 // A pod is one VM at a time, and the containers that run in it.

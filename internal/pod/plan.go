@@ -10,6 +10,7 @@ import (
 
 	"github.com/containerd/errdefs"
 
+	"github.com/hyper-run/hyper/internal/network"
 	"github.com/hyper-run/hyper/internal/template"
 	"github.com/hyper-run/hyper/internal/vmm"
 )
@@ -21,6 +22,8 @@ type plan struct {
 	size  size
 	first *needs // of the container that it is started for; nil: none yet
 	cold  string // why the VM has to boot; "": it may be a clone
+
+	attachment *network.Attachment // that the pod has already; nil: none
 }
 
 // Slots of a VM. A microvm has 20 places for devices, of which five are taken
@@ -45,7 +48,7 @@ func (p *pod) plan(ctx context.Context, first *container, all ...*container) (*p
 	if !p.explicit() {
 		kernel, network = first.spec().Kernel, first.spec().Network
 	}
-	pl := &plan{size: p.sizeWith(nil, all...)}
+	pl := &plan{size: p.sizeWith(nil, all...), attachment: p.record().Attachment}
 	var g errgroup.Group
 	if first != nil {
 		g.Go(func() (err error) {

@@ -288,7 +288,7 @@ func (p *pod) unmake(ctx context.Context) error {
 	p.destroyMachine(ctx)
 	p.waitReclaimed()
 	p.op.Unlock()
-	errs = append(errs, os.RemoveAll(s.cfg.Layout.PodDisks(p.id)))
+	errs = append(errs, os.RemoveAll(s.cfg.Layout.PodDisks(p.id)), p.detach(ctx))
 	if err := errors.Join(errs...); err != nil {
 		return err
 	}
@@ -308,6 +308,15 @@ func (p *pod) unmake(ctx context.Context) error {
 	return nil
 }
 
+// detach gives back the addresses that the pod kept.
+func (p *pod) detach(ctx context.Context) error {
+	a := p.record().Attachment
+	if a == nil || p.set.cfg.Network == nil {
+		return nil
+	}
+	return p.set.cfg.Network.Detach(ctx, *a)
+}
+
 // startVM brings up the VM of a pod that was made as such, without a container.
 // Precondition: p.op is held.
 func (p *pod) startVM(ctx context.Context, tr *trace) error {
@@ -320,10 +329,13 @@ func (p *pod) startVM(ctx context.Context, tr *trace) error {
 	}
 	tr.stage("plan")
 	err = p.inNewVM(ctx, pl, tr, func(m *machine) error { return p.beginVM(ctx, m, pl.size, tr) })
+	m := p.running()
 	p.mu.Lock()
 	p.rec.End, p.rec.StartedAt = End{}, begin
 	if err != nil {
 		p.rec.End = startEnd(err, tr)
+	} else if m != nil {
+		p.rec.Attachment = m.attachment()
 	}
 	p.mu.Unlock()
 	if serr := p.save(); serr != nil {
@@ -332,7 +344,6 @@ func (p *pod) startVM(ctx context.Context, tr *trace) error {
 	if err != nil {
 		return fmt.Errorf("start pod %s: %w", p.record().Name, err)
 	}
-	m := p.running()
 	if m == nil {
 		return fmt.Errorf("start pod %s: its virtual machine stopped at once: %w", p.record().Name, errdefs.ErrUnavailable)
 	}

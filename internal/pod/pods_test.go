@@ -201,8 +201,9 @@ func TestPodLife(t *testing.T) {
 	if err := b.set.StartPod(ctx, "web", true); err != nil {
 		t.Fatal(err)
 	}
-	if p := b.getPod("web"); p.Status != PodRunning {
-		t.Errorf("started again: %s", p.Status)
+	again := b.getPod("web")
+	if again.Status != PodRunning || *again.Net != *p.Net {
+		t.Errorf("started again: %s, %+v, was %+v", again.Status, again.Net, p.Net)
 	}
 	for _, ref := range []string{"web", p.ID, p.ID[:8], "web-b"} {
 		if got := b.getPod(ref).ID; got != p.ID {
@@ -304,7 +305,10 @@ func TestRestartPolicies(t *testing.T) {
 	fails := policy("exit 3", "on-failure", 2)
 	well := policy("exit 0", "on-failure", 0)
 	always := policy("read x || sleep 1000", "always", 0)
-	eventually(t, "two restarts", func() bool { c := b.get(fails); return c.RestartCount == 2 && c.Status == StatusExited && c.ExitCode == 3 })
+	eventually(t, "two restarts", func() bool {
+		c := b.get(fails)
+		return c.RestartCount == 2 && c.Status == StatusExited && c.ExitCode == 3
+	})
 	if c := b.get(well); c.RestartCount != 0 {
 		t.Errorf("ended well: %d restarts", c.RestartCount)
 	}
@@ -313,7 +317,10 @@ func TestRestartPolicies(t *testing.T) {
 	if err := m.vm.Kill(t.Context()); err != nil { // not by a user
 		t.Fatal(err)
 	}
-	eventually(t, "restarted", func() bool { c := b.get(always); return c.Status == StatusRunning && c.RestartCount == 1 && c.PID != pid })
+	eventually(t, "restarted", func() bool {
+		c := b.get(always)
+		return c.Status == StatusRunning && c.RestartCount == 1 && c.PID != pid
+	})
 	b.down()
 	b.up()
 	b.set.Revive()

@@ -204,7 +204,7 @@ func (s *Set) reclaim(ctx context.Context, rec vmRecord, vm vmm.VM) error {
 	if vm != nil {
 		errs = append(errs, vm.Kill(ctx))
 	}
-	if rec.Attachment != nil && s.cfg.Network != nil {
+	if rec.Attachment != nil && s.cfg.Network != nil && !s.keepsAttachment(rec) {
 		errs = append(errs, s.cfg.Network.Detach(ctx, *rec.Attachment))
 	}
 	errs = append(errs, s.cfg.Groups.Remove(rec.ID), os.RemoveAll(s.cfg.Layout.Pod(rec.ID)))
@@ -212,6 +212,18 @@ func (s *Set) reclaim(ctx context.Context, rec vmRecord, vm vmm.VM) error {
 		return fmt.Errorf("give back what VM %s had: %w", rec.ID, err)
 	}
 	return s.cfg.Runtime.Delete(bucketVMs, rec.ID)
+}
+
+// keepsAttachment says whether the VM's pod keeps its addresses while it has no VM.
+func (s *Set) keepsAttachment(rec vmRecord) bool {
+	s.mu.Lock()
+	p := s.pods[rec.PodID]
+	s.mu.Unlock()
+	if p == nil {
+		return false
+	}
+	kept := p.record().Attachment
+	return kept != nil && kept.PodID == rec.Attachment.PodID
 }
 
 // update changes the record and writes it.

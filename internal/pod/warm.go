@@ -84,7 +84,7 @@ func (w *warmPool) armLocked() {
 func (w *warmPool) take(p *plan) *machine {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if w.size == 0 || p.cold != "" {
+	if w.size == 0 || p.cold != "" || p.attachment != nil {
 		return nil
 	}
 	sh := w.shelfLocked(p)
