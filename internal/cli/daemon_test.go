@@ -29,6 +29,7 @@ type fakeDaemon struct {
 
 	mu       sync.Mutex
 	requests []string // "POST /containers/c1/kill?signal=SIGINT"
+	body     string   // of the last request that had one
 	attached chan *fakeProcess
 	exited   chan int
 	code     int
@@ -61,7 +62,12 @@ func (d *fakeDaemon) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if strings.HasPrefix(path, "/v1.") {
 		path = path[strings.Index(path[1:], "/")+1:]
 	}
+	body, _ := io.ReadAll(r.Body)
+	r.Body = io.NopCloser(bytes.NewReader(body))
 	d.mu.Lock()
+	if len(body) > 0 {
+		d.body = string(body)
+	}
 	d.requests = append(d.requests, r.Method+" "+path+queryText(r))
 	d.mu.Unlock()
 	if path == "/_ping" {
@@ -124,7 +130,7 @@ func queryText(r *http.Request) string {
 func answer(w http.ResponseWriter, a string) {
 	w.Header().Set("Content-Type", "application/json")
 	var status int
-	if n, _ := fmt.Sscanf(a, "%d ", &status); n == 1 && status >= 200 {
+	if n, _ := fmt.Sscanf(a, "%d ", &status); n == 1 && status >= 200 && status < 600 {
 		w.WriteHeader(status)
 		if status >= 400 {
 			_ = json.NewEncoder(w).Encode(map[string]string{"message": a[4:]})

@@ -54,8 +54,12 @@ func (a *app) debugger(ctx context.Context, image string, args []string) (*tool,
 	}
 	fmt.Fprintf(a.err, "hint: the processes of %s are in view, its files are in /proc/1/root\n", args[0])
 	mode := "container:" + target.ID
+	var run []string // nil: what the image runs
+	if len(args) > 1 {
+		run = args[1:]
+	}
 	return &tool{
-		image: image, args: args[1:], stdin: true, tty: tty,
+		image: image, args: run, stdin: true, tty: tty,
 		host: container.HostConfig{PidMode: container.PidMode(mode), NetworkMode: container.NetworkMode(mode), CapAdd: []string{"ALL"}},
 	}, nil
 }
@@ -63,7 +67,7 @@ func (a *app) debugger(ctx context.Context, image string, args []string) (*tool,
 // A tool is a container that is there for one command.
 type tool struct {
 	image      string
-	args       []string // none: what the image runs
+	args       []string // nil: what the image runs
 	stdin, tty bool
 	detach     bool
 	user, dir  string

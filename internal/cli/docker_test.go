@@ -33,7 +33,7 @@ func (r *recorder) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 	switch {
 	case strings.HasSuffix(req.URL.Path, "/_ping"):
 		_, _ = io.WriteString(w, "OK")
-	case strings.HasSuffix(req.URL.Path, "/create"):
+	case strings.HasSuffix(req.URL.Path, "/create"), strings.HasSuffix(req.URL.Path, "/update"):
 		r.mu.Lock()
 		defer r.mu.Unlock()
 		r.query, r.body = req.URL.RawQuery, nil
@@ -114,7 +114,9 @@ func TestCreateAsDocker(t *testing.T) {
 		"--annotation a=b --annotation c busybox", "--platform linux/amd64 busybox", "--platform linux/arm/v7 busybox",
 		"--storage-opt size=20G busybox", "--oom-score-adj 500 busybox", "--expose 80 --expose 90-92/udp busybox",
 		"-a stdout busybox", "-a STDIN -a stderr -i busybox", "--no-healthcheck busybox", "--pull never busybox",
-		"--restart no busybox", "-itw /x --rm=true busybox",
+		"--restart no busybox", "--restart on-failure:3 busybox", "--restart unless-stopped busybox", "-itw /x --rm=true busybox",
+		"--network container:web busybox", "--ipc container:web --pid container:web busybox", "--ipc shareable busybox",
+		"--device-read-bps /dev/sda:1mb --device-write-bps /dev/sda:2 busybox", "--device-read-iops /dev/sda:10 --device-write-iops /dev/sda:20 busybox",
 	}
 	for _, test := range tests {
 		t.Run(test, func(t *testing.T) {
@@ -134,6 +136,35 @@ func TestCreateAsDocker(t *testing.T) {
 			})
 			if d := cmp.Diff(normal(want), normal(got)); d != "" || wantQuery != gotQuery {
 				t.Errorf("docker (-) and hyper (+): %s\nqueries: docker %q, hyper %q", d, wantQuery, gotQuery)
+			}
+		})
+	}
+}
+
+// Docker's own command and hyper send the same to change a container.
+func TestUpdateAsDocker(t *testing.T) {
+	docker := newDocker(t)
+	for _, test := range []string{
+		"-m 64m --memory-swap -1", "--memory-reservation 32m --cpus 1.5", "-c 512 --cpuset-cpus 0-1 --pids-limit 100", "--pids-limit -1",
+		"--cpu-period 50000 --cpu-quota 25000", "--restart on-failure:3", "--restart no",
+	} {
+		t.Run(test, func(t *testing.T) {
+			args := append(append([]string{"update"}, strings.Fields(test)...), "web")
+			want, _ := recorded(t, func(host string) {
+				cmd := exec.Command(docker, append([]string{"-H", host}, args...)...)
+				cmd.Env = append(os.Environ(), "DOCKER_CONFIG="+t.TempDir())
+				if out, err := cmd.CombinedOutput(); err != nil {
+					t.Fatalf("docker: %v: %s", err, out)
+				}
+			})
+			got, _ := recorded(t, func(host string) {
+				var out strings.Builder
+				if code := Main(context.Background(), Config{}, append([]string{"-H", host}, args...), nil, &out, &out); code != 0 || out.String() != "web\n" {
+					t.Fatalf("hyper: %d: %s", code, &out)
+				}
+			})
+			if d := cmp.Diff(normal(want), normal(got)); d != "" {
+				t.Errorf("docker (-) and hyper (+): %s", d)
 			}
 		})
 	}

@@ -113,6 +113,9 @@ func newPodPs(a *app) *cobra.Command {
 			for _, c := range p.Containers {
 				f.filters.Add("id", c.ID)
 			}
+			if f.quiet {
+				f.format = "{{.ID}}"
+			}
 			if len(p.Containers) == 0 { // no filter would be all containers
 				err = show.Containers.Write(a.out, f.format, nil)
 			} else {
