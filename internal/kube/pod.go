@@ -339,7 +339,7 @@ func (b *builder) container(name string) *Container {
 // What annotations may set, by names in JSON: what is Hyper's, or finer there
 // than in Kubernetes. Generate uses them for what it can't say otherwise.
 var (
-	podPatch       = strings.Fields("domainname extraHosts dns dnsSearch dnsOptions network shmBytes resources kernelArgs stopTimeout autoRemove persist")
+	podPatch       = strings.Fields("labels annotations hostname domainname extraHosts dns dnsSearch dnsOptions network sysctls shmBytes resources kernelArgs stopTimeout autoRemove persist")
 	containerPatch = strings.Fields(`user groups labels tty stdin stdinOnce init stopSignal stopTimeout autoRemove readOnly tmpfs diskBytes
 		privileged capAdd capDrop noNewPrivs seccomp maskedPaths readonlyPaths ulimits oomScoreAdj resources log pidMode ipcMode restart probes hooks`)
 )
