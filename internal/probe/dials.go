@@ -6,12 +6,13 @@ import (
 	"sync"
 )
 
-// dials are the connections of one check. Libraries let go of theirs at some time,
-// in goroutines of their own: here is what makes sure of it.
+// dials are the connections of one check. They end with it, or with its context,
+// whatever a library has under way on them in goroutines of its own.
 type dials struct {
 	target Target
-	ctx    context.Context // of the check; a library's own may last longer
+	ctx    context.Context
 	cancel context.CancelFunc
+	stop   func() bool // has the end of ctx end nothing any more
 	busy   sync.WaitGroup
 
 	mu    sync.Mutex
@@ -23,6 +24,7 @@ type dials struct {
 func newDials(ctx context.Context, t Target) *dials {
 	d := &dials{target: t}
 	d.ctx, d.cancel = context.WithCancel(ctx)
+	d.stop = context.AfterFunc(ctx, d.end)
 	return d
 }
 
@@ -38,9 +40,13 @@ func (d *dials) dial(address string) (net.Conn, error) {
 	conn, err := d.target.Dial(d.ctx, address)
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if err != nil {
+	switch {
+	case err != nil:
 		d.err = err
 		return nil, err
+	case d.over:
+		conn.Close()
+		return nil, net.ErrClosed
 	}
 	d.conns = append(d.conns, conn)
 	return conn, nil
@@ -53,14 +59,21 @@ func (d *dials) failed() error {
 	return d.err
 }
 
-// close closes all connections, and there will be no further one.
-func (d *dials) close() {
+// end closes all connections, and there will be no further one.
+func (d *dials) end() {
 	d.mu.Lock()
+	defer d.mu.Unlock()
 	d.over = true
-	d.mu.Unlock()
-	d.cancel()
-	d.busy.Wait()
 	for _, conn := range d.conns {
 		conn.Close()
 	}
+	d.conns = nil
+}
+
+// close ends them, and returns when no dial is under way.
+func (d *dials) close() {
+	d.stop()
+	d.end()
+	d.cancel()
+	d.busy.Wait()
 }

@@ -34,6 +34,8 @@ func (g *GRPCCheck) check(ctx context.Context, t Target) error {
 		return fmt.Errorf("check %s: the server has no grpc.health.v1: %s", addr, status.Convert(err).Message())
 	case code == codes.NotFound:
 		return fmt.Errorf("check %s: the server knows no service %q", addr, g.Service)
+	case code == codes.DeadlineExceeded: // perhaps the server was the first to see it
+		return fmt.Errorf("check %s: %w", addr, context.DeadlineExceeded)
 	case err != nil:
 		return fmt.Errorf("check %s: %w", addr, err)
 	case resp.Status != grpc_health_v1.HealthCheckResponse_SERVING:

@@ -1,6 +1,8 @@
 package probe
 
 import (
+	"bufio"
+	"cmp"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -28,20 +30,12 @@ func (g *HTTPGet) get(ctx context.Context, t Target) (string, error) {
 	}
 	d := newDials(ctx, t)
 	defer d.close()
-	transport := &http.Transport{
-		DialContext:            func(_ context.Context, _, addr string) (net.Conn, error) { return d.dial(addr) },
-		TLSClientConfig:        &tls.Config{InsecureSkipVerify: true}, // any certificate will do, as with Kubernetes
-		DisableKeepAlives:      true,
-		DisableCompression:     true,
-		MaxResponseHeaderBytes: maxHeader,
-	}
-	client := &http.Client{Transport: transport, CheckRedirect: checkRedirect}
+	client := &http.Client{Transport: exchange{d}, CheckRedirect: checkRedirect}
 	resp, err := client.Do(req)
 	if err != nil {
 		return "", err
 	}
-	defer resp.Body.Close()
-	body, err := io.ReadAll(io.LimitReader(resp.Body, maxBody))
+	body, err := io.ReadAll(resp.Body)
 	switch said := strings.TrimSpace(string(body)); {
 	case err != nil:
 		return "", fmt.Errorf("GET %s: read the answer: %w", req.URL.Redacted(), err)
@@ -51,6 +45,55 @@ func (g *HTTPGet) get(ctx context.Context, t Target) (string, error) {
 		return "not followed: a redirect to " + resp.Header.Get("Location"), nil
 	default:
 		return said, nil
+	}
+}
+
+// An exchange is a request on a connection of its own. http.Transport does more
+// than is wanted here: it has goroutines that outlive the request, and logs what a
+// server sends out of turn.
+type exchange struct {
+	d *dials
+}
+
+// RoundTrip leaves the connection open until the check ends.
+func (e exchange) RoundTrip(req *http.Request) (*http.Response, error) {
+	port := map[string]string{"http": "80", "https": "443"}[req.URL.Scheme]
+	if port == "" {
+		return nil, fmt.Errorf("unsupported protocol %q", req.URL.Scheme)
+	}
+	conn, err := e.d.dial(net.JoinHostPort(req.URL.Hostname(), cmp.Or(req.URL.Port(), port)))
+	if err != nil {
+		return nil, err
+	}
+	if req.URL.Scheme == "https" {
+		// Any certificate will do, as with Kubernetes.
+		conn = tls.Client(conn, &tls.Config{ServerName: req.URL.Hostname(), InsecureSkipVerify: true})
+	}
+	req = req.Clone(req.Context())
+	req.Close = true // no further request
+	if err := req.Write(conn); err != nil {
+		return nil, err
+	}
+	bounded := &io.LimitedReader{R: conn, N: maxHeader}
+	resp, err := readResponse(bufio.NewReader(bounded), req)
+	switch {
+	case err != nil && bounded.N == 0:
+		return nil, errors.New("headers are too long")
+	case err != nil:
+		return nil, err
+	}
+	bounded.N = 16 * maxBody // as it is encoded, in chunks of a byte maybe
+	resp.Body = io.NopCloser(io.LimitReader(resp.Body, maxBody))
+	return resp, nil
+}
+
+// readResponse skips what is informational.
+func readResponse(r *bufio.Reader, req *http.Request) (*http.Response, error) {
+	for {
+		resp, err := http.ReadResponse(r, req)
+		if err != nil || resp.StatusCode >= 200 || resp.StatusCode == http.StatusSwitchingProtocols {
+			return resp, err
+		}
 	}
 }
 

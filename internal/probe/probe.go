@@ -59,12 +59,15 @@ type Result struct {
 // failure; when it is cancelled, the outcome is Unknown.
 func (h Handler) Run(ctx context.Context, t Target) Result {
 	message, err := h.run(ctx, t)
+	if err == nil {
+		err = ctx.Err() // it was too late
+	}
 	switch {
 	case err == nil:
 		return Result{Success, text(message)}
 	case errors.Is(ctx.Err(), context.Canceled), errors.Is(err, errdefs.ErrUnavailable):
 		return Result{Unknown, text(err.Error())}
-	case ctx.Err() != nil:
+	case ctx.Err() != nil, errors.Is(err, context.DeadlineExceeded):
 		return Result{Failure, text("timed out: " + err.Error())}
 	}
 	return Result{Failure, text(err.Error())}
