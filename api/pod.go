@@ -44,7 +44,7 @@ type PodSpec struct {
 	KernelArgs  []string `json:"kernelArgs,omitempty"`  // parameters of the guest's kernel
 
 	StopTimeout *int `json:"stopTimeout,omitempty"` // seconds, for containers without one of their own; nil: 10
-	AutoRemove  bool `json:"autoRemove,omitempty"`  // it goes with its last container
+	AutoRemove  bool `json:"autoRemove,omitempty"`  // it goes when its last container has ended
 	Persist     bool `json:"persist,omitempty"`     // it is started again after the host was
 }
 

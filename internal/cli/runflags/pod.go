@@ -12,7 +12,7 @@ import (
 // Pod are the flags that say what a pod shall be. Make one with AddPod.
 type Pod struct {
 	Name string
-	// AutoRemove has the pod go with its last container.
+	// AutoRemove has the pod go when its last container has ended.
 	AutoRemove bool
 
 	fs                                    *pflag.FlagSet
@@ -49,7 +49,7 @@ func AddPod(fs *pflag.FlagSet) *Pod {
 	fs.StringVar(&p.Name, "name", "", "Assign a name to the pod")
 	fs.StringVar(&p.network, "network", "bridge", `Connect the pod to a network ("bridge" or "none")`)
 	fs.BoolVar(&p.persist, "persist", false, "Start the pod again after the host has started")
-	fs.BoolVar(&p.AutoRemove, "rm", false, "Remove the pod with its last container")
+	fs.BoolVar(&p.AutoRemove, "rm", false, "Remove the pod when its last container has ended")
 	fs.BoolVar(&p.sharePID, "share-pid", false, "One PID namespace for all its containers")
 	fs.Var(&p.shmSize, "shm-size", "Size of /dev/shm")
 	fs.IntVar(&p.stopTimeout, "stop-timeout", 0, "Timeout (in seconds) to stop containers that have none of their own")
