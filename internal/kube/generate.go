@@ -93,7 +93,7 @@ func newGenerator(p pod.PodInfo) (*generator, error) {
 		g.name = name
 	}
 	g.spec.Sysctls = maps.Clone(g.spec.Sysctls)
-	g.spec.Edge = nil
+	g.spec.Edge, g.spec.UntilDone = nil, false // a pod of a file always is until it is done
 	if g.spec.StopTimeout == nil {
 		g.spec.StopTimeout = new(int)
 		*g.spec.StopTimeout = defaultStop
@@ -135,8 +135,11 @@ func (g *generator) normal(c pod.Container, alone bool) pod.Spec {
 			g.comment("container %s: variable %q: left out", c.Name, name)
 		}
 	}
-	if alone && reflect.DeepEqual(s.StopTimeout, g.spec.StopTimeout) {
-		s.StopTimeout = nil
+	if alone { // these are the pod's
+		s.ExtraHosts, s.DNS, s.DNSSearch, s.DNSOptions = nil, nil, nil, nil
+		if reflect.DeepEqual(s.StopTimeout, g.spec.StopTimeout) {
+			s.StopTimeout = nil
+		}
 	}
 	if s.Restart.Policy == "" {
 		s.Restart.Policy = "no"
@@ -147,7 +150,7 @@ func (g *generator) normal(c pod.Container, alone bool) pod.Spec {
 // strip is what of a container's Spec is compared.
 func strip(s pod.Spec) pod.Spec {
 	s.ImageID, s.Layers, s.Edge, s.JoinNet, s.Kernel, s.Sysctls, s.ShmBytes = "", nil, nil, "", "", nil, 0
-	s.Hostname, s.Domainname, s.ExtraHosts, s.DNS, s.DNSSearch, s.DNSOptions, s.Network = "", "", nil, nil, nil, nil, ""
+	s.Hostname, s.Domainname, s.Network = "", "", ""
 	if s.DiskBytes == defaultDiskBytes {
 		s.DiskBytes = 0
 	}

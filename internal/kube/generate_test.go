@@ -17,6 +17,7 @@ var testImage = ImageConfig{Entrypoint: []string{"/ep"}, Env: []string{"PATH=/bi
 func run(t *testing.T, p Pod, img ImageConfig) pod.PodInfo {
 	t.Helper()
 	info := pod.PodInfo{Name: p.Name, Spec: p.Spec}
+	info.Spec.UntilDone = true
 	for _, c := range p.Containers {
 		s, err := c.Complete(img)
 		if err != nil {
@@ -55,7 +56,8 @@ func TestRoundTrip(t *testing.T) {
 	}
 	job := `{"apiVersion":"batch/v1","kind":"Job","metadata":{"name":"j"},"spec":{"backoffLimit":2,"template":{"spec":{"restartPolicy":"OnFailure",
 		"initContainers":[{"name":"a","image":"i"},{"name":"b","image":"i","restartPolicy":"Always"}],"containers":[{"name":"c","image":"i"},{"name":"d","image":"i","restartPolicy":"Always"}]}}}}`
-	for name, text := range map[string]string{"whole": string(whole), "minimal": minimal, "job": job} {
+	own := strings.Replace(minimal, "name: p", `name: p, annotations: {run.hyper.container/c: '{"extraHosts": ["a:1.1.1.1"], "dns": ["9.9.9.9"], "labels": {"x": "y"}}'}`, 1)
+	for name, text := range map[string]string{"whole": string(whole), "minimal": minimal, "job": job, "own": own} {
 		want := run(t, parse(t, text).Pods[0], testImage)
 		text, got := generate(t, want)
 		if d := cmp.Diff(want, got, equateEmpty); d != "" {
@@ -125,11 +127,13 @@ func TestGenerateDocker(t *testing.T) {
 	wantPod := pod.PodSpec{
 		Hostname: spec.Hostname, Domainname: spec.Domainname, ExtraHosts: spec.ExtraHosts, DNS: spec.DNS, DNSSearch: spec.DNSSearch, Network: "none",
 		ShmBytes: spec.ShmBytes, Kernel: "/k", StopTimeout: ptr(3), Sysctls: spec.Sysctls,
+		UntilDone: true,
 	}
 	if d := cmp.Diff(wantPod, got.Spec, equateEmpty); d != "" {
 		t.Errorf("pod (-want +got):\n%s\n%s", d, text)
 	}
 	want := strip(spec)
+	want.ExtraHosts, want.DNS, want.DNSSearch = nil, nil, nil
 	want.PIDMode, want.Env, want.StopTimeout = "", []string{"A=$(B)"}, nil
 	if d := cmp.Diff(want, strip(got.Containers[0].Spec), equateEmpty); d != "" {
 		t.Errorf("container (-want +got):\n%s\n%s", d, text)

@@ -341,7 +341,8 @@ func (b *builder) container(name string) *Container {
 var (
 	podPatch       = strings.Fields("labels annotations hostname domainname extraHosts dns dnsSearch dnsOptions network sysctls shmBytes resources kernelArgs stopTimeout autoRemove persist")
 	containerPatch = strings.Fields(`user groups labels tty stdin stdinOnce init stopSignal stopTimeout autoRemove readOnly tmpfs diskBytes
-		privileged capAdd capDrop noNewPrivs seccomp maskedPaths readonlyPaths ulimits oomScoreAdj resources log pidMode ipcMode restart probes hooks`)
+		privileged capAdd capDrop noNewPrivs seccomp maskedPaths readonlyPaths ulimits oomScoreAdj resources log pidMode ipcMode
+		extraHosts dns dnsSearch dnsOptions restart probes hooks`)
 )
 
 // patch replaces fields of a struct by those of a JSON object.
