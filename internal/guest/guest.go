@@ -10,8 +10,9 @@
 // them.
 //
 // Goroutines: those of yamux and ttrpc, which end with the connection; one
-// per Output, which ends with it; and one per call, which may outlive a
-// cancelled call until the guest reads again or the connection ends.
+// per Output, which ends with it; two per connection of DialTCP, which end a
+// moment after it; and one per call, which may outlive a cancelled call until
+// the guest reads again or the connection ends.
 package guest
 
 import (
@@ -35,7 +36,7 @@ type Client struct {
 	wire.GuestClient
 
 	link    *wire.Link
-	session *yamux.Session
+	session *wire.Mux
 	rpc     *ttrpc.Client
 	begun   sync.Once
 

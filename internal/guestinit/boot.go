@@ -5,11 +5,14 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"math"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 
+	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
 	"github.com/hyper-run/hyper/internal/guestinit/cgroup"
@@ -44,6 +47,7 @@ const (
 	newRoot  = "/root"
 	modsDir  = "/modules"
 	cgroupFS = "/sys/fs/cgroup"
+	podGroup = "pod" // the cgroup below it that all containers are in
 )
 
 // A machine is what boot leaves behind.
@@ -51,11 +55,13 @@ type machine struct {
 	self    int // this program, to run again as a container's init
 	null    *os.File
 	cgroups *cgroup.Group // parent of all containers'
+	memory  *memoryWatcher
 	links   netconf.Links
 }
 
 // boot makes a system out of a kernel that has just started its init.
 func boot() (*machine, error) {
+	syscall.Umask(0) // modes are meant as they are written; processes of containers have their own
 	if err := loadModules(); err != nil {
 		return nil, err
 	}
@@ -78,14 +84,47 @@ func boot() (*machine, error) {
 	if err != nil {
 		return nil, err
 	}
-	groups, err := cgroup.Root(cgroupFS, "pod")
+	groups, err := cgroup.Root(cgroupFS, podGroup)
+	if err != nil {
+		return nil, err
+	}
+	if err := boundPIDs(groups); err != nil {
+		return nil, err
+	}
+	memory, err := newMemoryWatcher()
 	if err != nil {
 		return nil, err
 	}
 	if err := netconf.Loopback(); err != nil {
 		return nil, err
 	}
-	return &machine{self: self, null: null, cgroups: groups}, nil
+	return &machine{self: self, null: null, cgroups: groups, memory: memory}, nil
+}
+
+// reserved is how many processes and threads are left to hyperstart and the
+// kernel, whatever containers do. (The OOM killer spares PID 1 by itself.)
+const reserved = 300
+
+// boundPIDs bounds how many processes all containers can have together, so
+// that hyperstart can always start one.
+func boundPIDs(groups *cgroup.Group) error {
+	most := int64(math.MaxInt64)
+	for _, file := range []string{"pid_max", "threads-max"} {
+		b, err := os.ReadFile("/proc/sys/kernel/" + file)
+		if err != nil {
+			return err
+		}
+		n, err := strconv.ParseInt(strings.TrimSpace(string(b)), 10, 64)
+		if err != nil {
+			return fmt.Errorf("read %s: %w", file, err)
+		}
+		most = min(most, n)
+	}
+	most = max(most-reserved, most/2)
+	if err := groups.Set(&specs.LinuxResources{Pids: &specs.LinuxPids{Limit: &most}}); err != nil {
+		return fmt.Errorf("limit processes: %w", err)
+	}
+	return nil
 }
 
 func (m mount) do() error {

@@ -55,6 +55,9 @@ func (s *Service) configure(r *wire.ConfigureRequest) error {
 	if err := s.limitPod(r.MemoryMaxBytes, int(r.Cpus)); err != nil {
 		return err
 	}
+	if err := s.addVolumes(r.Volumes); err != nil {
+		return err
+	}
 	return setSysctls(r.Sysctls)
 }
 

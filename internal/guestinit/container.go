@@ -3,6 +3,7 @@ package guestinit
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"strings"
@@ -16,11 +17,12 @@ import (
 	"github.com/hyper-run/hyper/internal/guest/wire"
 	"github.com/hyper-run/hyper/internal/guestinit/cgroup"
 	"github.com/hyper-run/hyper/internal/guestinit/inroot"
+	"github.com/hyper-run/hyper/internal/guestinit/netconf"
 	"github.com/hyper-run/hyper/internal/guestinit/spawn"
 )
 
 // A container is a mounted root file system and, once its own process was
-// started, that process's PID namespace.
+// started, the PID namespace of that.
 type container struct {
 	id     string
 	spec   *specs.Spec
@@ -28,7 +30,12 @@ type container struct {
 	ready  fittings      // of its stage
 	filter *filter       // nil: none
 	late   []specs.Mount // to be mounted by the container's own process: /proc
+	joins  *os.File      // PID namespace that it shares; nil: it has its own
+	trees  []volumeTree  // still to be mounted, in the order of its mounts
+	synced []string      // volumes on disks that it uses
+	upper  string        // device of its writable disk; "": none
 
+	births sync.Mutex   // held while a process is born; see outlived
 	mu     sync.Mutex   // serialises start, pause and delete
 	root   *inroot.Dir  // nil: being made, or gone
 	spaces []space      // namespaces that its processes enter, the mount namespace first
@@ -77,7 +84,11 @@ func (s *Service) CreateContainer(ctx context.Context, r *wire.CreateContainerRe
 		s.mu.Lock()
 		delete(s.containers, r.Id)
 		s.mu.Unlock()
-		return nil, status.Errorf(codes.Internal, "create container %s: %v", r.Id, err)
+		code := codes.Internal
+		if st, ok := status.FromError(err); ok {
+			code, err = st.Code(), errors.New(st.Message())
+		}
+		return nil, status.Errorf(code, "create container %s: %v", r.Id, err)
 	}
 	return &wire.CreateContainerResponse{}, nil
 }
@@ -140,11 +151,15 @@ var spaceFlags = map[specs.LinuxNamespaceType]int{
 }
 
 func (s *Service) create(ctx context.Context, c *container, r *wire.CreateContainerRequest) error {
-	s.mu.Lock()
-	known := s.disks
-	s.mu.Unlock()
-	disks, err := findDisks(ctx, known, r.Rootfs)
+	disks, err := s.findDisks(ctx, r.Rootfs)
 	if err != nil {
+		return err
+	}
+	c.upper = disks.upper
+	if c.joins, err = s.joinPIDs(r.PidNamespace); err != nil {
+		return err
+	}
+	if err := s.openVolumes(c); err != nil {
 		return err
 	}
 	stage, err := s.stage(c.id)
@@ -152,11 +167,14 @@ func (s *Service) create(ctx context.Context, c *container, r *wire.CreateContai
 		return err
 	}
 	c.group, c.memory, c.spaces, c.ready = stage.group, stage.memory, []space{stage.space}, stage.ready
-	c.memory.start(func() { s.events.send(&wire.Event{ContainerId: c.id, Kind: "oom", AtNanos: now()}) })
+	s.machine.memory.start(c.memory, func() { s.events.send(&wire.Event{ContainerId: c.id, Kind: "oom", AtNanos: now()}) })
 	var root *inroot.Dir
 	err = stage.do(func() (err error) {
 		if err := c.ready.limit(c); err != nil {
 			return err
+		}
+		if err := c.limitIO(r.Io); err != nil {
+			return status.Error(codes.InvalidArgument, err.Error())
 		}
 		root, err = c.mountAll(disks, r)
 		return err
@@ -186,6 +204,11 @@ func (c *container) mountAll(disks *disks, r *wire.CreateContainerRequest) (*inr
 			return nil, fmt.Errorf("make namespaces: %w", err)
 		}
 	}
+	if flags&unix.CLONE_NEWNET != 0 {
+		if err := netconf.Loopback(); err != nil {
+			return nil, err
+		}
+	}
 	for _, sp := range spaces {
 		var err error
 		if sp.f, err = os.Open("/proc/thread-self/ns/" + spaceFile[sp.flag]); err != nil {
@@ -211,15 +234,16 @@ func (c *container) release() error {
 		sp.f.Close()
 	}
 	c.spaces = nil
-	if c.pids != nil {
-		c.pids.Close()
-		c.pids = nil
+	for _, f := range []*os.File{c.pids, c.joins} {
+		f.Close() // also of nil, which does nothing
 	}
+	c.pids = nil
+	for _, t := range c.trees {
+		unix.Close(t.fd)
+	}
+	c.trees = nil
 	if c.root != nil {
 		c.root.Close()
-	}
-	if c.memory != nil {
-		c.memory.close()
 	}
 	if c.group != nil {
 		return c.group.Remove()
@@ -241,7 +265,7 @@ func (s *Service) DeleteContainer(ctx context.Context, r *wire.DeleteContainerRe
 	if err := s.kill(ctx, c); err != nil {
 		return nil, err
 	}
-	if err := syncRoot(c.root); err != nil {
+	if err := c.sync(); err != nil {
 		return nil, status.Errorf(codes.Internal, "delete container %s: %v", c.id, err)
 	}
 	s.mu.Lock()
@@ -273,17 +297,38 @@ func (s *Service) kill(ctx context.Context, c *container) error {
 			return ctx.Err()
 		}
 	}
+	if c.joins == nil {
+		return nil // with its first process all had ended
+	}
+	if err := c.group.Drain(drainPatience); err != nil {
+		return status.Errorf(codes.Internal, "kill container %s: %v", c.id, err)
+	}
 	return nil
 }
 
-func syncRoot(root *inroot.Dir) error {
-	f, err := root.OpenFile("/", unix.O_RDONLY|unix.O_DIRECTORY, 0)
+// sync writes what the container has written, to its own disk and to volumes.
+func (c *container) sync() error {
+	root, err := c.root.OpenFile("/", unix.O_RDONLY|unix.O_DIRECTORY, 0)
 	if err != nil {
 		return err
 	}
-	defer f.Close()
-	if err := unix.Syncfs(int(f.Fd())); err != nil {
-		return fmt.Errorf("sync root: %w", err)
+	files := []*os.File{root}
+	defer func() {
+		for _, f := range files {
+			f.Close()
+		}
+	}()
+	for _, dir := range c.synced {
+		f, err := os.Open(dir)
+		if err != nil {
+			return err
+		}
+		files = append(files, f)
+	}
+	for _, f := range files {
+		if err := unix.Syncfs(int(f.Fd())); err != nil {
+			return fmt.Errorf("sync %s: %w", f.Name(), err)
+		}
 	}
 	return nil
 }

@@ -3,13 +3,17 @@ package guestinit
 import (
 	"context"
 	"encoding/json"
+	"errors"
+	"fmt"
 	"syscall"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
 	"github.com/hyper-run/hyper/internal/guest/wire"
+	"github.com/hyper-run/hyper/internal/guestinit/cgroup"
 	"github.com/hyper-run/hyper/internal/guestinit/proc"
 )
 
@@ -92,13 +96,39 @@ func (s *Service) Update(_ context.Context, r *wire.UpdateRequest) (*wire.Update
 		return nil, err
 	}
 	res := new(specs.LinuxResources)
-	if err := json.Unmarshal(r.Resources, res); err != nil {
-		return nil, status.Errorf(codes.InvalidArgument, "update container %s: read resources: %v", c.id, err)
+	if len(r.Resources) > 0 {
+		if err := json.Unmarshal(r.Resources, res); err != nil {
+			return nil, status.Errorf(codes.InvalidArgument, "update container %s: read resources: %v", c.id, err)
+		}
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if err := c.group.Set(res); err != nil {
+	err = c.limitIO(r.Io)
+	if err == nil {
+		err = c.group.Set(res)
+	}
+	if err != nil {
 		return nil, status.Errorf(codes.InvalidArgument, "update container %s: %v", c.id, err)
 	}
 	return &wire.UpdateResponse{}, nil
+}
+
+// limitIO bounds what the container reads and writes of its disk; nil leaves
+// it as it is. A container that keeps its files in memory has no disk to bound.
+func (c *container) limitIO(l *wire.IOLimit) error {
+	if l == nil {
+		return nil
+	}
+	most := cgroup.IO{ReadBytes: l.ReadBytes, WriteBytes: l.WriteBytes, Reads: l.Reads, Writes: l.Writes}
+	if c.upper == "" {
+		if most != (cgroup.IO{}) {
+			return errors.New("limit I/O: the container has no writable disk")
+		}
+		return nil
+	}
+	var st unix.Stat_t
+	if err := unix.Stat(c.upper, &st); err != nil {
+		return fmt.Errorf("limit I/O: %w", err)
+	}
+	return c.group.SetIO(st.Rdev, most)
 }

@@ -98,38 +98,26 @@ func modeOf(root *inroot.Dir, name string) []string {
 // openTree makes a mount that is not attached anywhere yet. file says that
 // it is one file and not a directory.
 func (c *container) openTree(m specs.Mount, o options) (tree int, file bool, err error) {
-	source := ""
+	_, _, volume := volumeOf(m)
 	switch {
-	case m.Type == "bind" || o.bind:
-		if source = path.Clean(m.Source); source != podDir && !strings.HasPrefix(source, podDir+"/") {
-			return -1, false, fmt.Errorf("source %s is not below %s", m.Source, podDir)
+	case volume:
+		t := c.trees[0]
+		c.trees = c.trees[1:]
+		tree, file = t.fd, t.file
+		if t.readOnly {
+			o.set |= unix.MOUNT_ATTR_RDONLY
+			o.clear &^= unix.MOUNT_ATTR_RDONLY
 		}
+	case m.Type == "bind" || o.bind:
+		tree, file, err = clonePods(path.Clean(m.Source), o)
 	case m.Type == "cgroup" || m.Type == "cgroup2":
-		source = c.group.Dir()
+		tree, file, err = cloneTree(c.group.Dir(), o)
 	default:
 		tree, err = newFilesystem(m, o)
 		return tree, false, err
 	}
-	flags := uint(unix.OPEN_TREE_CLONE | unix.OPEN_TREE_CLOEXEC)
-	if o.recursive {
-		flags |= unix.AT_RECURSIVE
-	}
-	if m.Type == "bind" || o.bind {
-		// What does not exist yet is a directory of the pod's.
-		if err := os.MkdirAll(path.Dir(source), 0o755); err != nil {
-			return -1, false, err
-		}
-		if err := os.Mkdir(source, 0o755); err != nil && !os.IsExist(err) {
-			return -1, false, err
-		}
-	}
-	fi, err := os.Stat(source)
 	if err != nil {
 		return -1, false, err
-	}
-	tree, err = unix.OpenTree(unix.AT_FDCWD, source, flags)
-	if err != nil {
-		return -1, false, fmt.Errorf("clone %s: %w", source, err)
 	}
 	attr := unix.MountAttr{Attr_set: o.set, Attr_clr: o.clear, Propagation: o.propagation}
 	if attr != (unix.MountAttr{}) {
@@ -141,6 +129,39 @@ func (c *container) openTree(m specs.Mount, o options) (tree int, file bool, err
 			unix.Close(tree)
 			return -1, false, fmt.Errorf("set options: %w", err)
 		}
+	}
+	return tree, file, nil
+}
+
+// clonePods clones a directory of the pod's, which is made if it does not exist.
+func clonePods(source string, o options) (tree int, file bool, err error) {
+	if !strings.HasPrefix(source, podDir+"/") {
+		return -1, false, fmt.Errorf("source %s is not below %s", source, podDir)
+	}
+	if strings.HasPrefix(source+"/", volumesDir+"/") {
+		return -1, false, fmt.Errorf("source %s is no volume", source)
+	}
+	if err := os.MkdirAll(path.Dir(source), 0o755); err != nil {
+		return -1, false, err
+	}
+	if err := os.Mkdir(source, 0o755); err != nil && !os.IsExist(err) {
+		return -1, false, err
+	}
+	return cloneTree(source, o)
+}
+
+func cloneTree(source string, o options) (tree int, file bool, err error) {
+	flags := uint(unix.OPEN_TREE_CLONE | unix.OPEN_TREE_CLOEXEC)
+	if o.recursive {
+		flags |= unix.AT_RECURSIVE
+	}
+	fi, err := os.Stat(source)
+	if err != nil {
+		return -1, false, err
+	}
+	tree, err = unix.OpenTree(unix.AT_FDCWD, source, flags)
+	if err != nil {
+		return -1, false, fmt.Errorf("clone %s: %w", source, err)
 	}
 	return tree, !fi.IsDir(), nil
 }

@@ -136,7 +136,7 @@ var resources = map[string]int{
 // exec ends the plan with the program.
 func (l *launch) exec(p *spawn.Plan) {
 	env := l.user.environment(l.p.Env)
-	if l.r.Init && l.own {
+	if l.r.Init && l.own && l.c.joins == nil { // a shared PID namespace has an init
 		p.ExecFD(l.s.machine.self, append([]string{initName}, l.p.Args...), env)
 		return
 	}

@@ -130,13 +130,31 @@ func (l *launch) start() (*proc.Process, error) {
 	}
 	go func() {
 		<-child.Ended()
-		p.Exit(exitStatus(child.Status(), l.c.memory.kills() > killed))
+		st := exitStatus(child.Status())
+		if l.own && l.c.joins != nil {
+			l.c.outlived()
+		}
+		if l.c.memory.kills() > killed {
+			st.OomKilled, st.OomDetail = true, l.c.oomDetail()
+		}
+		p.Exit(st)
 	}()
 	return p, nil
 }
 
-func exitStatus(ws syscall.WaitStatus, oom bool) *wire.WaitResponse {
-	st := &wire.WaitResponse{ExitedAtNanos: now(), OomKilled: oom}
+// outlived ends what the container's own process has left, as the end of a
+// PID namespace would. One is still born that was about to be, and none later.
+func (c *container) outlived() {
+	c.births.Lock()
+	err := c.group.Kill()
+	c.births.Unlock()
+	if err == nil {
+		c.group.Drain(drainPatience) // who deletes the container learns of an error
+	}
+}
+
+func exitStatus(ws syscall.WaitStatus) *wire.WaitResponse {
+	st := &wire.WaitResponse{ExitedAtNanos: now()}
 	if ws.Signaled() {
 		st.Signal = uint32(ws.Signal())
 		st.ExitCode = 128 + st.Signal
@@ -212,11 +230,7 @@ func (l *launch) spawn() (*spawn.Child, error) {
 		return nil, err
 	}
 	defer unix.Close(group)
-	r := spawn.Request{Plan: plan, Cgroup: group, PIDNS: -1}
-	if !l.own {
-		r.PIDNS = int(l.c.pids.Fd())
-	}
-	child, err := l.s.spawner.Start(r)
+	child, err := l.born(plan, group)
 	if err != nil {
 		return nil, err
 	}
@@ -238,6 +252,22 @@ func (l *launch) spawn() (*spawn.Child, error) {
 	return child, nil
 }
 
+// born starts the child in the container's cgroup and PID namespace.
+func (l *launch) born(plan *spawn.Plan, group int) (*spawn.Child, error) {
+	r := spawn.Request{Plan: plan, Cgroup: group, PIDNS: -1}
+	l.c.births.Lock()
+	defer l.c.births.Unlock()
+	switch {
+	case !l.own && ended(l.c.init):
+		return nil, status.Errorf(codes.FailedPrecondition, "container %s is not running", l.c.id)
+	case !l.own:
+		r.PIDNS = int(l.c.pids.Fd())
+	case l.c.joins != nil:
+		r.PIDNS = int(l.c.joins.Fd())
+	}
+	return l.s.spawner.Start(r)
+}
+
 // isGone says whether /proc answered so because the process has ended: its
 // files are gone, or still there but of no task. We are root in our own PID
 // namespace: nothing else makes ns/ links say EACCES (proc_ns_get_link).
@@ -251,25 +281,21 @@ func (c *container) findSpaces() error {
 	if c.pids != nil {
 		return nil
 	}
-	var files [2]*os.File
-	var err error
-	for i, ns := range []string{"pid", "cgroup"} {
-		if err == nil {
-			files[i], err = os.Open(fmt.Sprintf("/proc/%d/ns/%s", c.init.PID, ns))
-		}
+	pids, err := openPIDs(c.init)
+	var cgroups *os.File
+	if err == nil {
+		cgroups, err = os.Open(fmt.Sprintf("/proc/%d/ns/cgroup", c.init.PID))
 	}
-	// Not reaped yet, so that the files are not those of a later process with its id.
 	if isGone(err) || err == nil && c.init.Signal(0) != nil {
 		err = status.Errorf(codes.FailedPrecondition, "container %s is not running", c.id)
 	}
 	if err != nil {
-		for _, f := range files {
-			f.Close() // also of nil, which does nothing
-		}
+		pids.Close() // also of nil, which does nothing
+		cgroups.Close()
 		return err
 	}
-	c.pids = files[0]
-	c.spaces = append(c.spaces, space{"cgroup", unix.CLONE_NEWCGROUP, files[1]})
+	c.pids = pids
+	c.spaces = append(c.spaces, space{"cgroup", unix.CLONE_NEWCGROUP, cgroups})
 	return nil
 }
 
@@ -282,7 +308,7 @@ func (l *launch) startError(err error) error {
 	}
 	if !errors.As(err, &ee) || !ee.Program() {
 		code := codes.Internal
-		if errors.Is(err, syscall.ENOMEM) && !l.own {
+		if errors.Is(err, syscall.ENOMEM) && (!l.own || l.c.joins != nil) {
 			code = codes.FailedPrecondition // the PID namespace has just died
 		}
 		if ee != nil && strings.HasPrefix(ee.Step, "change to working directory") {

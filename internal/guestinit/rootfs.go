@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"strconv"
 	"strings"
@@ -25,24 +26,52 @@ type disks struct {
 // diskPatience is how long a disk may take to show up after it was plugged in.
 const diskPatience = 5 * time.Second
 
-// findDisks finds the devices of a root file system, in known at first, which
-// a clone has from its template.
-func findDisks(ctx context.Context, known map[string]string, r *wire.RootFS) (*disks, error) {
+// A finder finds disks by their IDs. It has what the Service knew of them,
+// which a clone has from its template, and asks the VM only for others.
+type finder struct {
+	known map[string]string // device by ID; others read it: replaced, never changed
+	asked bool
+}
+
+func (s *Service) finder() *finder {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return &finder{known: s.disks}
+}
+
+// keep remembers what a finder has learned.
+func (s *Service) keep(f *finder) {
+	if !f.asked {
+		return
+	}
+	disks := maps.Clone(f.known)
+	maps.DeleteFunc(disks, func(_, dev string) bool { return !device.Stays(dev) })
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.disks = disks
+}
+
+func (f *finder) find(ctx context.Context, id string) (string, error) {
+	if f.known[id] == "" && !f.asked {
+		all := device.Disks(f.known)
+		maps.Copy(all, f.known)
+		f.known, f.asked = all, true
+	}
+	if dev := f.known[id]; dev != "" {
+		return dev, nil
+	}
 	ctx, cancel := context.WithTimeout(ctx, diskPatience)
 	defer cancel()
-	looked := false
-	find := func(id string) (string, error) {
-		if known[id] == "" && !looked {
-			known, looked = device.Disks(), true
-		}
-		if dev := known[id]; dev != "" {
-			return dev, nil
-		}
-		return device.Disk(ctx, id)
-	}
+	return device.Disk(ctx, id, f.known)
+}
+
+// findDisks finds the devices of a root file system.
+func (s *Service) findDisks(ctx context.Context, r *wire.RootFS) (*disks, error) {
+	f := s.finder()
+	defer s.keep(f)
 	d := new(disks)
 	for _, id := range r.GetLayers() {
-		dev, err := find(id)
+		dev, err := f.find(ctx, id)
 		if err != nil {
 			return nil, err
 		}
@@ -50,7 +79,7 @@ func findDisks(ctx context.Context, known map[string]string, r *wire.RootFS) (*d
 	}
 	var err error
 	if r.GetUpper() != "" {
-		d.upper, err = find(r.Upper)
+		d.upper, err = f.find(ctx, r.Upper)
 	}
 	return d, err
 }

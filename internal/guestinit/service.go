@@ -41,6 +41,10 @@ type Service struct {
 	containers map[string]*container
 	spare      *stage            // for the next container; nil: none
 	disks      map[string]string // device by serial, as far as known: asking a disk is slow
+	volumes    map[string]volume
+
+	pod      podSpace
+	shielded sync.Once // see shield
 }
 
 func newService(version string, m *machine) (*Service, error) {

@@ -63,7 +63,7 @@ func (s *Service) prepare(ctx context.Context, ordinary []byte) error {
 	if err := s.setStage(spec); err != nil {
 		return err
 	}
-	disks := device.Disks()
+	disks := device.Disks(nil)
 	s.mu.Lock()
 	s.disks = disks
 	s.mu.Unlock()

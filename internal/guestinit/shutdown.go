@@ -16,6 +16,7 @@ func (s *Service) Shutdown(ctx context.Context, _ *wire.ShutdownRequest) (*wire.
 	for _, id := range s.ids() {
 		s.DeleteContainer(ctx, &wire.DeleteContainerRequest{Id: id})
 	}
+	s.removeVolumes()
 	syscall.Sync()
 	// The answer goes out while the power still is on.
 	time.AfterFunc(20*time.Millisecond, powerOff)

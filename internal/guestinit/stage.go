@@ -28,13 +28,13 @@ const spareGroup = "~spare"
 
 // newStage makes a stage, with what the container of ordinary, nil for none,
 // asks for.
-func newStage(groups *cgroup.Group, name string, ordinary *specs.Spec) (*stage, error) {
-	group, err := groups.Create(name)
+func newStage(m *machine, name string, ordinary *specs.Spec) (*stage, error) {
+	group, err := m.cgroups.Create(name)
 	if err != nil {
 		return nil, err
 	}
 	s := &stage{group: group, todo: make(chan func())}
-	if s.memory, err = watchMemory(group); err != nil {
+	if s.memory, err = m.memory.add(group); err != nil {
 		s.release()
 		return nil, err
 	}
@@ -92,9 +92,6 @@ func (s *stage) release() error {
 	if s.space.f != nil {
 		s.space.f.Close()
 	}
-	if s.memory != nil {
-		s.memory.close()
-	}
 	return s.group.Remove()
 }
 
@@ -109,7 +106,7 @@ func (s *Service) setStage(ordinary *specs.Spec) error {
 			return err
 		}
 	}
-	spare, err := newStage(s.machine.cgroups, spareGroup, ordinary)
+	spare, err := newStage(s.machine, spareGroup, ordinary)
 	s.mu.Lock()
 	s.spare = spare
 	s.mu.Unlock()
@@ -125,5 +122,5 @@ func (s *Service) stage(id string) (*stage, error) {
 	if ready != nil {
 		return ready, nil
 	}
-	return newStage(s.machine.cgroups, id, nil)
+	return newStage(s.machine, id, nil)
 }

@@ -25,11 +25,14 @@ const tick = uint64(time.Second / userHZ)
 
 // Stats implements wire.GuestService.
 func (s *Service) Stats(_ context.Context, r *wire.StatsRequest) (*wire.StatsResponse, error) {
-	c, err := s.container(r.ContainerId)
-	if err != nil {
-		return nil, err
+	g, netDev := s.machine.cgroups, podNetDev
+	if r.ContainerId != "" {
+		c, err := s.container(r.ContainerId)
+		if err != nil {
+			return nil, err
+		}
+		g, netDev = c.group, c.netDev()
 	}
-	g := c.group
 	cpu, events := g.Keyed("cpu.stat"), g.Keyed("memory.events")
 	out := &wire.StatsResponse{
 		ReadAtNanos:   now(),
@@ -38,24 +41,61 @@ func (s *Service) Stats(_ context.Context, r *wire.StatsRequest) (*wire.StatsRes
 		OnlineCpus:  uint32(runtime.NumCPU()),
 		MemoryBytes: g.Uint("memory.current"), MemoryLimitBytes: g.Uint("memory.max"), MemoryMaxBytes: g.Uint("memory.peak"),
 		MemoryStat: g.Keyed("memory.stat"), OomKills: events["oom_kill"],
-		Pids: g.Uint("pids.current"), PidsLimit: g.Uint("pids.max"), BlockIo: blockIO(g),
+		Pids: g.Uint("pids.current"), PidsLimit: g.Uint("pids.max"), BlockIo: blockIO(g), Pressure: pressure(g),
 	}
-	if out.SystemCpuNanos, err = systemCPU(); err != nil {
+	if err := s.addSystem(out, netDev); err != nil {
 		return nil, status.Errorf(codes.Internal, "read stats: %v", err)
+	}
+	return out, nil
+}
+
+// addSystem adds what is not the cgroup's alone.
+func (s *Service) addSystem(out *wire.StatsResponse, netDev string) (err error) {
+	if out.SystemCpuNanos, err = systemCPU(); err != nil {
+		return err
 	}
 	var si unix.Sysinfo_t
 	if err := unix.Sysinfo(&si); err != nil {
-		return nil, status.Errorf(codes.Internal, "read stats: %v", err)
+		return err
 	}
 	for _, most := range []uint64{s.machine.cgroups.Uint("memory.max"), si.Totalram * uint64(si.Unit)} {
 		if most != 0 && (out.MemoryLimitBytes == 0 || out.MemoryLimitBytes > most) {
 			out.MemoryLimitBytes = most
 		}
 	}
-	if out.Interfaces, err = c.interfaces(); err != nil {
-		return nil, status.Errorf(codes.Internal, "read stats: %v", err)
+	out.Interfaces, err = interfaces(netDev)
+	return err
+}
+
+// pressure reads lines such as "some avg10=0.12 avg60=1.00 avg300=0.00 total=34"
+// of a kernel that counts it (psi.rst).
+func pressure(g *cgroup.Group) []*wire.Pressure {
+	var list []*wire.Pressure
+	for _, resource := range []string{"cpu", "memory", "io"} {
+		for _, line := range g.Lines(resource + ".pressure") {
+			f := strings.Fields(line)
+			if len(f) != 5 {
+				continue
+			}
+			p := &wire.Pressure{Resource: resource, Full: f[0] == "full"}
+			for _, kv := range f[1:] {
+				k, v, _ := strings.Cut(kv, "=")
+				n, _ := strconv.ParseUint(strings.Replace(v, ".", "", 1), 10, 64) // averages have two decimals
+				switch k {
+				case "avg10":
+					p.Avg10 = uint32(n)
+				case "avg60":
+					p.Avg60 = uint32(n)
+				case "avg300":
+					p.Avg300 = uint32(n)
+				case "total":
+					p.TotalMicros = n
+				}
+			}
+			list = append(list, p)
+		}
 	}
-	return out, nil
+	return list
 }
 
 // systemCPU is the CPU time that passed, busy and idle, over all CPUs: user
@@ -106,15 +146,22 @@ func blockIO(g *cgroup.Group) []*wire.BlockIO {
 	return list
 }
 
-// interfaces counts what the container's network namespace, usually the
-// pod's, has sent and received.
-func (c *container) interfaces() ([]*wire.InterfaceStats, error) {
-	file := "/proc/net/dev"
+const podNetDev = "/proc/net/dev"
+
+// netDev is the file that counts what the container's network namespace,
+// usually the pod's, has sent and received.
+func (c *container) netDev() string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
 	for _, sp := range c.spaces {
 		if sp.flag == unix.CLONE_NEWNET && c.init != nil {
-			file = fmt.Sprintf("/proc/%d/net/dev", c.init.PID)
+			return fmt.Sprintf("/proc/%d/net/dev", c.init.PID)
 		}
 	}
+	return podNetDev
+}
+
+func interfaces(file string) ([]*wire.InterfaceStats, error) {
 	b, err := os.ReadFile(file)
 	if os.IsNotExist(err) {
 		return nil, nil // its own namespace, and its process has ended

@@ -275,6 +275,9 @@ type config struct {
 	files    []*wire.File
 	spec     func(*specs.Spec)
 	filter   *seccomp.Filter
+	disk     string // writable; "": upper
+	pids     string // PID namespace
+	io       *wire.IOLimit
 }
 
 var defaultCaps = []string{"CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_FSETID", "CAP_FOWNER", "CAP_MKNOD", "CAP_NET_RAW",
@@ -341,7 +344,10 @@ func (v *vm) tryCreate(id string, c config) error {
 	if c.noUpper {
 		root.Upper = ""
 	}
-	r := &wire.CreateContainerRequest{Id: id, Rootfs: root, Spec: b, Files: c.files}
+	if c.disk != "" {
+		root.Upper = c.disk
+	}
+	r := &wire.CreateContainerRequest{Id: id, Rootfs: root, Spec: b, Files: c.files, PidNamespace: c.pids, Io: c.io}
 	if f := c.filter; f != nil {
 		r.SeccompFilter, r.SeccompFlags = f.Program, f.Flags
 	}

@@ -4,7 +4,8 @@
 //
 // There is no isolation, no root file system, no user and no limit: what a
 // test asks for of these is accepted and not done. Programs are looked up on
-// this machine.
+// this machine, and connections are made from it. Volumes can't be had, and are
+// refused.
 package guesttest
 
 import (
@@ -25,6 +26,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/hyper-run/hyper/internal/guest/wire"
+	"github.com/hyper-run/hyper/internal/guestinit/dial"
 	"github.com/hyper-run/hyper/internal/guestinit/proc"
 	"github.com/hyper-run/hyper/internal/guestinit/session"
 )
@@ -116,6 +118,9 @@ func (g *Guest) Info(context.Context, *wire.InfoRequest) (*wire.InfoResponse, er
 
 // Configure implements wire.GuestService.
 func (g *Guest) Configure(_ context.Context, r *wire.ConfigureRequest) (*wire.ConfigureResponse, error) {
+	if len(r.Volumes) > 0 {
+		return nil, status.Errorf(codes.Unimplemented, "volume %s: not without a VM", r.Volumes[0].Name)
+	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.configured = r
@@ -130,11 +135,46 @@ func (g *Guest) CreateContainer(_ context.Context, r *wire.CreateContainerReques
 	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
+	if err := g.checkPIDs(r.PidNamespace); err != nil {
+		return nil, err
+	}
 	if g.containers[r.Id] != nil {
 		return nil, status.Errorf(codes.AlreadyExists, "container %s exists already", r.Id)
 	}
 	g.containers[r.Id] = c
 	return &wire.CreateContainerResponse{}, nil
+}
+
+// checkPIDs says whether there is the PID namespace that a container shall be in.
+func (g *Guest) checkPIDs(name string) error {
+	if name == "" || name == "pod" || name == "vm" {
+		return nil
+	}
+	if own, err := g.Get(proc.Key{Container: name}); err != nil || !own.Running() {
+		return status.Errorf(codes.FailedPrecondition, "share PID namespace of container %s: it is not running", name)
+	}
+	return nil
+}
+
+// Dial implements session.Handler.
+func (g *Guest) Dial(id, address string) (session.Conn, error) {
+	g.mu.Lock()
+	var err error
+	if id != "" {
+		_, err = g.container(id)
+	}
+	g.mu.Unlock()
+	if err != nil {
+		return nil, err
+	}
+	conn, err := dial.Open(address, nil)
+	if err != nil {
+		return nil, err
+	}
+	if err := conn.Connect(); err != nil {
+		return nil, err
+	}
+	return conn, nil
 }
 
 // DeleteContainer implements wire.GuestService.

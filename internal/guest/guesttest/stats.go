@@ -3,11 +3,16 @@ package guesttest
 import (
 	"context"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 
 	"github.com/hyper-run/hyper/internal/guest/wire"
 )
@@ -27,17 +32,21 @@ func (g *Guest) Processes(_ context.Context, r *wire.ProcessesRequest) (*wire.Pr
 func (g *Guest) Stats(_ context.Context, r *wire.StatsRequest) (*wire.StatsResponse, error) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	c, err := g.container(r.ContainerId)
-	if err != nil {
-		return nil, err
+	of := []*container{g.containers[r.ContainerId]}
+	if r.ContainerId == "" {
+		of = slices.Collect(maps.Values(g.containers))
+	} else if of[0] == nil {
+		return nil, status.Errorf(codes.NotFound, "no container %s", r.ContainerId)
 	}
 	s := &wire.StatsResponse{ReadAtNanos: time.Now().UnixNano(), OnlineCpus: 1, MemoryLimitBytes: 128 << 20,
 		SystemCpuNanos: uint64(time.Since(g.started))}
-	for _, p := range c.processes() {
-		s.Pids++
-		s.CpuUsageNanos += p.CpuNanos
-		s.CpuUserNanos += p.CpuNanos
-		s.MemoryBytes += p.RssBytes
+	for _, c := range of {
+		for _, p := range c.processes() {
+			s.Pids++
+			s.CpuUsageNanos += p.CpuNanos
+			s.CpuUserNanos += p.CpuNanos
+			s.MemoryBytes += p.RssBytes
+		}
 	}
 	return s, nil
 }

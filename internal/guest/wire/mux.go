@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"net"
+	"sync"
 	"time"
 
 	"github.com/hashicorp/yamux"
@@ -22,10 +23,19 @@ func muxConfig() *yamux.Config {
 	return c
 }
 
+// A Mux is a session of yamux whose streams can be ended in two more ways: of
+// yamux's own, Close leaves the other end a minute before it breaks the
+// stream, which is not long for one that goes on in the other direction.
+type Mux struct {
+	*yamux.Session
+	conn *muxConn
+}
+
 // MuxHost multiplexes a session as the host, which opens all streams. The
 // guest can't open any, so that it can't fill the host's memory with them.
-func MuxHost(conn net.Conn) (*yamux.Session, error) {
-	s, err := yamux.Client(&muxConn{Conn: &muxFilter{Conn: conn}}, muxConfig())
+func MuxHost(conn net.Conn) (*Mux, error) {
+	c := &muxConn{Conn: &muxFilter{Conn: conn}}
+	s, err := yamux.Client(c, muxConfig())
 	if err != nil {
 		return nil, err
 	}
@@ -33,12 +43,35 @@ func MuxHost(conn net.Conn) (*yamux.Session, error) {
 		s.Close()
 		return nil, err
 	}
-	return s, nil
+	return &Mux{s, c}, nil
 }
 
 // MuxGuest multiplexes a session as the guest, which accepts all streams.
-func MuxGuest(conn net.Conn) (*yamux.Session, error) {
-	return yamux.Server(&muxConn{Conn: conn}, muxConfig())
+func MuxGuest(conn net.Conn) (*Mux, error) {
+	c := &muxConn{Conn: conn}
+	s, err := yamux.Server(c, muxConfig())
+	if err != nil {
+		return nil, err
+	}
+	return &Mux{s, c}, nil
+}
+
+// CloseWrite tells the other end that nothing more comes on a stream, which
+// has written something. It can still be read, however long, until End. It is
+// called once, after the last Write.
+func (m *Mux) CloseWrite(s *yamux.Stream) error { return m.conn.flag(s.StreamID(), muxFlagFIN) }
+
+// Abort breaks a stream, which has written something, for the other end, which
+// reads and writes no more. End has to follow.
+func (m *Mux) Abort(s *yamux.Stream) error { return m.conn.flag(s.StreamID(), muxFlagRST) }
+
+// End closes a stream after CloseWrite or Abort.
+func (m *Mux) End(s *yamux.Stream) error {
+	err := s.Close()
+	m.conn.mu.Lock()
+	defer m.conn.mu.Unlock()
+	delete(m.conn.ended, s.StreamID())
+	return err
 }
 
 // A muxConn joins yamux's header of a data frame, which comes in a Write of
@@ -46,19 +79,68 @@ func MuxGuest(conn net.Conn) (*yamux.Session, error) {
 // yamux writes from one goroutine.
 type muxConn struct {
 	net.Conn
-	buf []byte
+
+	mu    sync.Mutex
+	buf   []byte          // a header whose body is still to come
+	later []byte          // what goes after that
+	ended map[uint32]bool // streams whose end was sent: the other end takes one only
 }
 
 // Of yamux's framing: version(1) type(1) flags(2) stream(4) length(4); only
 // data has a body, of that length.
 const (
-	muxHeaderLen = 12
-	muxTypeData  = 0
-	muxTypePing  = 2
-	muxFlagSYN   = 1
+	muxHeaderLen  = 12
+	muxTypeData   = 0
+	muxTypeWindow = 1
+	muxTypePing   = 2
+	muxFlagSYN    = 1
+	muxFlagFIN    = 4
+	muxFlagRST    = 8
 )
 
+// flag sends a frame that only has a flag.
+func (c *muxConn) flag(stream uint32, flag uint16) error {
+	b := []byte{0, muxTypeWindow}
+	b = binary.BigEndian.AppendUint16(b, flag)
+	b = binary.BigEndian.AppendUint32(b, stream)
+	b = binary.BigEndian.AppendUint32(b, 0)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.ended == nil {
+		c.ended = map[uint32]bool{}
+	}
+	c.ended[stream] = true
+	if len(c.buf) > 0 {
+		c.later = append(c.later, b...)
+		return nil
+	}
+	_, err := c.Conn.Write(b)
+	return err
+}
+
+// drops says whether a frame of yamux's ends a stream that was ended already.
+func (c *muxConn) drops(p []byte) bool {
+	if len(c.ended) == 0 || len(p) != muxHeaderLen || p[1] != muxTypeWindow || binary.BigEndian.Uint16(p[2:])&(muxFlagFIN|muxFlagRST) == 0 {
+		return false
+	}
+	return c.ended[binary.BigEndian.Uint32(p[4:])]
+}
+
 func (c *muxConn) Write(p []byte) (int, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	n, err := c.write(p)
+	if err == nil && len(c.buf) == 0 && len(c.later) > 0 {
+		_, err = c.Conn.Write(c.later)
+		c.later = nil
+	}
+	return n, err
+}
+
+func (c *muxConn) write(p []byte) (int, error) {
+	if len(c.buf) == 0 && c.drops(p) {
+		return len(p), nil
+	}
 	if len(c.buf) == 0 && len(p) == muxHeaderLen && p[1] == muxTypeData && binary.BigEndian.Uint32(p[8:]) > 0 {
 		c.buf = append(c.buf, p...)
 		return len(p), nil

@@ -154,3 +154,24 @@ func cut(err error) error {
 	}
 	return err
 }
+
+// ReadAnswer reads what the guest answers to DIAL: that it is connected, else
+// the first limit bytes of why it is not.
+func ReadAnswer(r io.Reader, limit int) (connected bool, reason string, err error) {
+	var b [ChunkHeaderLen]byte
+	if _, err := io.ReadFull(r, b[:]); err != nil {
+		return false, "", cut(err)
+	}
+	n := binary.BigEndian.Uint32(b[:])
+	switch {
+	case n == 0:
+		return true, "", nil
+	case n&refusal == 0:
+		return false, "", fmt.Errorf("answer with %d bytes", n)
+	}
+	text := make([]byte, min(int(n&^refusal), limit))
+	if _, err := io.ReadFull(r, text); err != nil {
+		return false, "", cut(err)
+	}
+	return false, string(text), nil
+}

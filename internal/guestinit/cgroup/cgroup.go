@@ -6,6 +6,7 @@ package cgroup
 import (
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -13,6 +14,7 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -78,6 +80,35 @@ func (g *Group) Open() (int, error) {
 
 // Kill kills every process of the group and of those below.
 func (g *Group) Kill() error { return g.write("cgroup.kill", "1") }
+
+// Drain returns when no process is left in the group and those below, or says
+// after patience that there still are some.
+func (g *Group) Drain(patience time.Duration) error {
+	f, err := os.Open(filepath.Join(g.dir, "cgroup.events"))
+	if err != nil {
+		return fmt.Errorf("watch cgroup: %w", err)
+	}
+	defer f.Close()
+	end := time.Now().Add(patience)
+	for buf := make([]byte, 128); ; {
+		n, err := f.ReadAt(buf, 0)
+		if err != nil && err != io.EOF {
+			return fmt.Errorf("watch cgroup: %w", err)
+		}
+		if strings.Contains(string(buf[:n]), "populated 0") {
+			return nil
+		}
+		left := time.Until(end)
+		if left <= 0 {
+			return fmt.Errorf("processes are left in cgroup %s after %v", filepath.Base(g.dir), patience)
+		}
+		// The file is changed since it was read: kernfs_fop_poll.
+		changed := []unix.PollFd{{Fd: int32(f.Fd()), Events: unix.POLLPRI}}
+		if _, err := unix.Poll(changed, int(left.Milliseconds())+1); err != nil && err != unix.EINTR {
+			return fmt.Errorf("watch cgroup: %w", err)
+		}
+	}
+}
 
 // Freeze stops or continues every process of the group. The kernel may still
 // be stopping some when it returns.

@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
 )
 
 // A setting is one value for one file.
@@ -160,4 +161,25 @@ func blockIO(b *specs.LinuxBlockIO, add func(file, value string)) {
 			add("io.max", fmt.Sprintf("%d:%d %s=%d", d.Major, d.Minor, t.key, d.Rate))
 		}
 	}
+}
+
+// An IO bounds what goes to and from a disk, per second; 0: not.
+type IO struct{ ReadBytes, WriteBytes, Reads, Writes uint64 }
+
+// SetIO bounds what the group reads and writes of the disk with a device number.
+func (g *Group) SetIO(disk uint64, l IO) error { return g.write("io.max", ioMax(disk, l)) }
+
+func ioMax(disk uint64, l IO) string {
+	s := fmt.Sprintf("%d:%d", unix.Major(disk), unix.Minor(disk))
+	for _, m := range []struct {
+		key   string
+		value uint64
+	}{{"rbps", l.ReadBytes}, {"wbps", l.WriteBytes}, {"riops", l.Reads}, {"wiops", l.Writes}} {
+		value := "max"
+		if m.value != 0 {
+			value = strconv.FormatUint(m.value, 10)
+		}
+		s += " " + m.key + "=" + value
+	}
+	return s
 }

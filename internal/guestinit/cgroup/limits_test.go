@@ -6,6 +6,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
 )
 
 func ptr[T any](v T) *T { return &v }
@@ -58,6 +59,17 @@ func TestSettings(t *testing.T) {
 				t.Errorf("%v\n%s", err, d)
 			}
 		})
+	}
+}
+
+func TestIOMax(t *testing.T) {
+	for want, l := range map[string]IO{
+		"254:16 rbps=max wbps=max riops=max wiops=max": {},
+		"254:16 rbps=1 wbps=2 riops=3 wiops=max":       {ReadBytes: 1, WriteBytes: 2, Reads: 3},
+	} {
+		if got := ioMax(unix.Mkdev(254, 16), l); got != want {
+			t.Errorf("%+v: %q", l, got)
+		}
 	}
 }
 

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"strings"
 	"time"
@@ -20,32 +21,48 @@ func Port(ctx context.Context, name string) (string, error) {
 	})
 }
 
+const blockDir = "/sys/block"
+
 // serials are where a disk's serial is, and how many bytes come before it.
 var serials = map[string]int{"serial": 0 /* virtio-blk */, "device/vpd_pg80": 4 /* SCSI: a header */}
 
-// Disk returns the path of the disk with a serial.
-func Disk(ctx context.Context, serial string) (string, error) {
-	return wait(ctx, "disk "+serial, func() string { return Disks()[serial] })
+// Disk returns the path of the disk with a serial, which is none of known.
+func Disk(ctx context.Context, serial string, known map[string]string) (string, error) {
+	return wait(ctx, "disk "+serial, func() string { return Disks(known)[serial] })
 }
 
-// Disks returns the paths of all disks by their serials, of which the VM asks
-// each disk.
-func Disks() map[string]string {
+// Disks returns the paths of all disks by their serials, without those of
+// known: the VM asks each disk.
+func Disks(known map[string]string) map[string]string { return disks(blockDir, known) }
+
+func disks(dir string, known map[string]string) map[string]string {
+	skip := map[string]bool{}
+	for dev := range maps.Values(known) {
+		skip[dev] = true
+	}
 	m := map[string]string{}
-	devices, _ := os.ReadDir("/sys/block")
+	devices, _ := os.ReadDir(dir)
 	for _, d := range devices {
-		for attribute, skip := range serials {
-			b, err := os.ReadFile("/sys/block/" + d.Name() + "/" + attribute)
-			if err != nil || len(b) < skip {
+		dev := path(d.Name())
+		if skip[dev] {
+			continue
+		}
+		for attribute, header := range serials {
+			b, err := os.ReadFile(dir + "/" + d.Name() + "/" + attribute)
+			if err != nil || len(b) < header {
 				continue
 			}
-			if serial := strings.Trim(string(b[skip:]), " \n\x00"); serial != "" {
-				m[serial] = path(d.Name())
+			if serial := strings.Trim(string(b[header:]), " \n\x00"); serial != "" {
+				m[serial] = dev
 			}
 		}
 	}
 	return m
 }
+
+// Stays says whether a disk is there as long as the VM: all but SCSI disks,
+// which come and go, and whose names others then have.
+func Stays(dev string) bool { return !strings.HasPrefix(dev, "/dev/sd") }
 
 // find returns the device in a class whose attribute is value.
 func find(class, attribute, value string) string {

@@ -22,6 +22,15 @@ type Handler interface {
 	wire.GuestService
 	// Stdio finds the stdio of a process.
 	Stdio(container, exec string) (*stdio.IO, error)
+	// Dial connects to a TCP port in the pod, or in a container with a network
+	// of its own. The address is host:port, the host an IP address.
+	Dial(container, address string) (Conn, error)
+}
+
+// A Conn is a connection that Dial made.
+type Conn interface {
+	io.ReadWriteCloser
+	CloseWrite() error
 }
 
 type contextKey struct{}
@@ -70,7 +79,7 @@ type session struct {
 	calls  *oneConn
 	ctx    context.Context // ends with the session
 	cancel context.CancelFunc
-	mux    *yamux.Session // once there is a host
+	mux    *wire.Mux // once there is a host
 
 	waiting *awaiter
 }
@@ -140,6 +149,10 @@ func (s *session) serveStream(stream *yamux.Stream) {
 		stream.Close()
 		return
 	}
+	if header.Kind == wire.StreamHeader_DIAL {
+		s.dial(stream, header)
+		return
+	}
 	var p *stdio.IO
 	find := func() (err error) {
 		p, err = s.h.Stdio(header.ContainerId, header.ExecId)
@@ -160,6 +173,51 @@ func (s *session) serveStream(stream *yamux.Stream) {
 		return
 	}
 	p.Serve(stream, header, s)
+}
+
+// dial carries a connection, until both directions have ended.
+func (s *session) dial(stream *yamux.Stream, h *wire.StreamHeader) {
+	conn, err := s.h.Dial(h.ContainerId, h.Address)
+	if err != nil {
+		stream.Write(wire.RefusalChunk(err.Error()))
+		stream.Close()
+		return
+	}
+	defer context.AfterFunc(s.ctx, func() { conn.Close() })()
+	defer conn.Close()
+	answer := make([]byte, wire.ChunkHeaderLen)
+	wire.PutChunkHeader(answer)
+	if _, err := stream.Write(answer); err != nil {
+		stream.Close()
+		return
+	}
+	up := make(chan struct{})
+	go func() {
+		defer close(up)
+		if s.upward(conn, stream) != nil {
+			conn.Close() // the host does not listen any more
+		}
+	}()
+	_, err = io.Copy(stream, conn)
+	if err == nil {
+		err = s.mux.CloseWrite(stream)
+	}
+	if err != nil {
+		s.mux.Abort(stream)
+	}
+	<-up
+	s.mux.End(stream)
+}
+
+// upward carries what the host sends, until its end or that of the stream,
+// which is an error. What the other end does not take is discarded.
+func (s *session) upward(conn Conn, stream *yamux.Stream) error {
+	if _, err := io.Copy(conn, stream); err == nil {
+		conn.CloseWrite() // fails when the other end is gone
+		return nil
+	}
+	_, err := io.Copy(io.Discard, stream)
+	return err
 }
 
 // A oneConn is a listener that accepts one connection.
