@@ -99,3 +99,17 @@ func TestLastLines(t *testing.T) {
 		}
 	}
 }
+
+func TestValidateDisk(t *testing.T) {
+	for d, good := range map[Disk]bool{
+		{ID: "v1-data", Path: "/disk"}:               true,
+		{ID: "v1-data"}:                              false,
+		{Path: "/disk"}:                              false,
+		{ID: "a,b", Path: "/disk"}:                   false,
+		{ID: strings.Repeat("x", 21), Path: "/disk"}: false,
+	} {
+		if err := d.Validate(); good != (err == nil) || err != nil && !errdefs.IsInvalidArgument(err) {
+			t.Errorf("%+v: got %v", d, err)
+		}
+	}
+}
