@@ -23,8 +23,9 @@
 //	GET    /pods/{id}/stats       PodStats
 //	GET    /pods/{id}/console     the last lines of the guest kernel's console, as text
 //	GET    /pods/{id}/generate    the pod as a Kubernetes v1/Pod, YAML
-//	POST   /pods/play             pod files (YAML) → []Pod; start=false only creates, replace=true
-//	                              removes pods of the same names first, wait=true as above
+//	POST   /pods/play             a pod file (YAML) → Played; start=false only creates, replace=true
+//	                              removes pods of the same names first, wait=true as above,
+//	                              file=NAME is what messages call it
 //	GET    /why/{ref}             Why, of a container or a pod
 //
 // A pod's {id} is its ID, a unique prefix of it, its name, or the name or ID

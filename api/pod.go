@@ -62,9 +62,16 @@ type PodUpdate struct {
 
 // A PlayOptions says what is done with the pods of a file.
 type PlayOptions struct {
-	Create  bool // they are not started
-	Replace bool // pods of the same names are removed first
-	Wait    bool // until all their containers are ready
+	File    string // what messages call it
+	Create  bool   // they are not started
+	Replace bool   // pods of the same names are removed first
+	Wait    bool   // until all their containers are ready
+}
+
+// Played is what became of a pod file.
+type Played struct {
+	Pods     []Pod    `json:"pods"`
+	Warnings []string `json:"warnings,omitempty"` // what of the file has no effect
 }
 
 // A PodContainer is a container as its pod knows it; Docker's API has the rest.

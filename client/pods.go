@@ -114,18 +114,21 @@ func (c *Client) GeneratePod(ctx context.Context, ref string) (yaml []byte, err 
 	return yaml, c.native(ctx, http.MethodGet, podPath(ref, "/generate", nil), nil, &yaml)
 }
 
-// PlayPods makes the pods of pod files (YAML), and starts them unless o says
+// PlayPods makes the pods of a pod file (YAML), and starts them unless o says
 // otherwise.
-func (c *Client) PlayPods(ctx context.Context, yaml []byte, o api.PlayOptions) (list []api.Pod, err error) {
+func (c *Client) PlayPods(ctx context.Context, yaml []byte, o api.PlayOptions) (p api.Played, err error) {
 	q := query(map[string]bool{"replace": o.Replace, "wait": o.Wait})
 	if o.Create {
 		q.Set("start", "false")
+	}
+	if o.File != "" {
+		q.Set("file", o.File)
 	}
 	path := "/pods/play"
 	if len(q) > 0 {
 		path += "?" + q.Encode()
 	}
-	return list, c.native(ctx, http.MethodPost, path, yaml, &list)
+	return p, c.native(ctx, http.MethodPost, path, yaml, &p)
 }
 
 // Why says why a container, or else a pod, is not running.

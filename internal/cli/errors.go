@@ -62,8 +62,12 @@ func report(w io.Writer, err error) {
 	if err == nil {
 		return
 	}
-	if many, ok := err.(joined); ok { //nolint:errorlint // only what is joined at the top
-		for _, e := range many.Unwrap() {
+	switch e := err.(type) { //nolint:errorlint // only what is at the top
+	case *exitError:
+		report(w, e.err)
+		return
+	case joined:
+		for _, e := range e.Unwrap() {
 			report(w, e)
 		}
 		return

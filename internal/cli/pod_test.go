@@ -52,7 +52,7 @@ func podDaemon(t *testing.T) *fakeDaemon {
 		d.answers[path] = "404 No such pod: x"
 	}
 	d.answers["POST /hyper/v1/pods"] = text(api.Pod{ID: podID, Name: "new"})
-	d.answers["POST /hyper/v1/pods/play"] = text([]api.Pod{{Name: "a"}, {Name: "b"}})
+	d.answers["POST /hyper/v1/pods/play"] = text(api.Played{Pods: []api.Pod{{Name: "a"}, {Name: "b"}}, Warnings: []string{"line 3"}})
 	d.answers["GET /hyper/v1/pods/shop/console"] = "Linux version 6\n"
 	d.answers["GET /hyper/v1/pods/shop/generate"] = "kind: Pod\n"
 	return d
@@ -130,9 +130,9 @@ func TestPodVerbs(t *testing.T) {
 		{"pod run --wait nginx", "", "", podRunUsage("--wait needs --file")},
 		{"pod run -m 1g -f -", "", "", podRunUsage("--memory and --file exclude each other: the file says it")},
 		{"pod run -p 80:80 nginx", "DELETE /hyper/v1/pods/" + podID + "?force=true", "", result{125, "", "hyper: pod new is left over: page not found: /hyper/v1/pods/" + podID + "\nhyper: cannot run a pod: --publish is not supported yet\n"}},
-		{"pod run -f /nonexistent", "", "", result{125, "", "hyper: cannot run the pods of /nonexistent: open /nonexistent: no such file or directory\n"}},
-		{"pod run -f - --replace --wait", "POST /hyper/v1/pods/play?replace=true&wait=true", "kind: Pod", result{0, "a\nb\n", ""}},
-		{"pod run --start=false -f -", "POST /hyper/v1/pods/play?start=false", "kind: Pod", result{0, "a\nb\n", ""}},
+		{"pod run -f /nonexistent", "", "", result{125, "", "hyper: cannot run pods: open /nonexistent: no such file or directory\n"}},
+		{"pod run -f - --replace --wait", "POST /hyper/v1/pods/play?file=stdin&replace=true&wait=true", "kind: Pod", result{0, "a\nb\n", "WARNING: line 3\n"}},
+		{"pod run --start=false -f -", "POST /hyper/v1/pods/play?file=stdin&start=false", "kind: Pod", result{0, "a\nb\n", "WARNING: line 3\n"}},
 		{"pod exec empty sh", "", "", result{1, "", "hyper: cannot exec in pod empty: it has no containers\nhint: 'hyper run --pod empty' adds one, 'hyper pod exec --vm' needs none\n"}},
 		{"pod exec -c nope shop sh", "", "", result{1, "", "hyper: cannot exec in pod shop: it has no container nope\n"}},
 		{"pod exec -c web --vm shop sh", "", "", result{1, "", "hyper: cannot exec in pod shop: --vm and --container exclude each other\n"}},
@@ -150,6 +150,15 @@ func TestPodVerbs(t *testing.T) {
 	}
 }
 
+func TestPodFileProblems(t *testing.T) {
+	d := podDaemon(t)
+	d.answers["POST /hyper/v1/pods/play"] = "400 stdin:1: kind: nonsense\nstdin:2: not YAML"
+	want := result{125, "", "hyper: cannot run pods: stdin:1: kind: nonsense\nhyper: cannot run pods: stdin:2: not YAML\n"}
+	if got := d.hyper(strings.NewReader("kind: Pod"), "pod", "run", "-f", "-"); got != want {
+		t.Errorf("got %v, want %v", got, want)
+	}
+}
+
 func podRunUsage(text string) result {
 	return result{125, "", "hyper: " + text + "\n\nUsage:  hyper pod run [OPTIONS] IMAGE [COMMAND] [ARG...] | run -f FILE [OPTIONS]\n\nSee 'hyper pod run --help'\n"}
 }
@@ -159,7 +168,7 @@ func TestPodFileTooLarge(t *testing.T) {
 	if err := os.WriteFile(name, make([]byte, maxPodFile+1), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	want := result{125, "", "hyper: cannot run the pods of " + name + ": it is larger than 4 MiB\n"}
+	want := result{125, "", "hyper: cannot run pods: " + name + " is larger than 4 MiB\n"}
 	if got := podDaemon(t).hyper(nil, "pod", "run", "-f", name); got != want {
 		t.Errorf("got %v, want %v", got, want)
 	}

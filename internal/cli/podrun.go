@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"slices"
+	"strings"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
@@ -139,18 +140,38 @@ func (a *app) podRun(ctx context.Context, f *podRunFlags, args []string) error {
 
 // podPlay runs the pods of a file and prints their names.
 func (a *app) podPlay(ctx context.Context, f *podRunFlags) error {
+	name := f.file
+	if name == "-" {
+		name = "stdin"
+	}
 	data, err := a.readPodFile(f.file)
-	var pods []api.Pod
+	var made api.Played
 	if err == nil {
-		pods, err = a.api().PlayPods(ctx, data, api.PlayOptions{Create: !f.start, Replace: f.replace, Wait: f.wait})
+		made, err = a.api().PlayPods(ctx, data, api.PlayOptions{File: name, Create: !f.start, Replace: f.replace, Wait: f.wait})
 	}
 	if err != nil {
-		return withCode(exitRefused, cannot(err, "run the pods of %s", f.file))
+		return withCode(exitRefused, cannot(problems(err), "run pods"))
 	}
-	for _, p := range pods {
+	for _, w := range made.Warnings {
+		fmt.Fprintln(a.err, "WARNING:", w)
+	}
+	for _, p := range made.Pods {
 		a.println(p.Name)
 	}
 	return nil
+}
+
+// problems makes each line of an error one of its own: a file may have many.
+func problems(err error) error {
+	lines := strings.Split(strings.TrimSpace(err.Error()), "\n")
+	if len(lines) == 1 {
+		return err
+	}
+	errs := make([]error, len(lines))
+	for i, l := range lines {
+		errs[i] = errors.New(l)
+	}
+	return errors.Join(errs...)
 }
 
 func (a *app) readPodFile(name string) ([]byte, error) {
@@ -165,7 +186,7 @@ func (a *app) readPodFile(name string) ([]byte, error) {
 	}
 	data, err := io.ReadAll(io.LimitReader(in, maxPodFile+1))
 	if err == nil && len(data) > maxPodFile {
-		err = fmt.Errorf("it is larger than %d MiB", maxPodFile>>20)
+		err = fmt.Errorf("%s is larger than %d MiB", name, maxPodFile>>20)
 	}
 	return data, err
 }

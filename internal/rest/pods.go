@@ -121,7 +121,7 @@ func specOf(s api.PodSpec) (pod.PodSpec, error) {
 }
 
 func (s server) playPods(r *http.Request) (any, error) {
-	q, err := query(r, "start", "replace", "wait")
+	q, err := query(r, "start", "replace", "wait", "file")
 	if err != nil {
 		return nil, err
 	}
@@ -138,11 +138,11 @@ func (s server) playPods(r *http.Request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	pods, err := s.Play(r.Context(), data, api.PlayOptions{Create: !start, Replace: replace, Wait: wait})
+	pods, warnings, err := s.Play(r.Context(), data, api.PlayOptions{File: q.Get("file"), Create: !start, Replace: replace, Wait: wait})
 	if err != nil {
 		return nil, err
 	}
-	return podsOf(pods), nil
+	return api.Played{Pods: podsOf(pods), Warnings: warnings}, nil
 }
 
 func (s server) removePod(r *http.Request) (any, error) {

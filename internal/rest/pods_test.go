@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -107,8 +108,8 @@ func serve(t *testing.T, f *fakePods) (*client.Client, string) {
 	t.Helper()
 	h := New(Config{
 		Pods: f, Log: slog.New(slog.NewTextHandler(io.Discard, nil)),
-		Play: func(_ context.Context, data []byte, o api.PlayOptions) ([]pod.PodInfo, error) {
-			return []pod.PodInfo{f.info}, f.do("play", len(data), o)
+		Play: func(_ context.Context, data []byte, o api.PlayOptions) ([]pod.PodInfo, []string, error) {
+			return []pod.PodInfo{f.info}, []string{"line 3"}, f.do("play", len(data), o)
 		},
 		Generate: func(p pod.PodInfo) ([]byte, error) { return []byte("name: " + p.Name + "\n"), f.err },
 	})
@@ -193,7 +194,13 @@ func TestPodVerbs(t *testing.T) {
 	f := &fakePods{info: webPod()}
 	c, _ := serve(t, f)
 	ctx, three := t.Context(), 3
-	play := func(o api.PlayOptions) error { _, err := c.PlayPods(ctx, []byte("kind: Pod"), o); return err }
+	play := func(o api.PlayOptions) error {
+		p, err := c.PlayPods(ctx, []byte("kind: Pod"), o)
+		if len(p.Pods) != 1 || !slices.Equal(p.Warnings, []string{"line 3"}) {
+			t.Errorf("played %+v", p)
+		}
+		return err
+	}
 	for _, tt := range []struct {
 		do   func() error
 		want string
@@ -208,9 +215,9 @@ func TestPodVerbs(t *testing.T) {
 		{func() error { return c.UnpausePod(ctx, "web") }, "resume web"},
 		{func() error { return c.RemovePod(ctx, "web", true) }, "remove web true"},
 		{func() error { return c.UpdatePod(ctx, "web", api.PodUpdate{NanoCPUs: 1e9}) }, "update 0123 268435456 1000000000"},
-		{func() error { return play(api.PlayOptions{}) }, "play 9 {false false false}"},
-		{func() error { return play(api.PlayOptions{Create: true, Replace: true}) }, "play 9 {true true false}"},
-		{func() error { return play(api.PlayOptions{Wait: true}) }, "play 9 {false false true}"},
+		{func() error { return play(api.PlayOptions{}) }, "play 9 { false false false}"},
+		{func() error { return play(api.PlayOptions{Create: true, Replace: true}) }, "play 9 { true true false}"},
+		{func() error { return play(api.PlayOptions{Wait: true, File: "a.yaml"}) }, "play 9 {a.yaml false false true}"},
 	} {
 		if err := tt.do(); err != nil || f.did != tt.want {
 			t.Errorf("%s: %q, %v", tt.want, f.did, err)

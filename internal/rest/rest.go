@@ -28,9 +28,9 @@ const (
 type Config struct {
 	Pods      Pods
 	Templates Templates // nil: there are none
-	// Play makes the pods that pod files (YAML) describe, all or nothing, and
+	// Play makes the pods that a pod file (YAML) describes, all or nothing, and
 	// does with them what o says. Generate is the way back.
-	Play     func(ctx context.Context, data []byte, o api.PlayOptions) ([]pod.PodInfo, error)
+	Play     func(ctx context.Context, data []byte, o api.PlayOptions) (made []pod.PodInfo, warnings []string, err error)
 	Generate func(p pod.PodInfo) ([]byte, error)
 	Log      *slog.Logger
 }
