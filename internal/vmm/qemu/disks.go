@@ -158,3 +158,12 @@ const undoTimeout = 2 * time.Second
 func undoing(ctx context.Context) (context.Context, context.CancelFunc) {
 	return context.WithTimeout(context.WithoutCancel(ctx), undoTimeout)
 }
+
+// lookAgain undoes what was begun, after an error, which may be that of the
+// waiting only.
+func (v *vm) lookAgain(ctx context.Context) {
+	ctx, cancel := undoing(ctx)
+	defer cancel()
+	v.slots = nil
+	_ = v.knowDisks(ctx) // or the next time
+}

@@ -132,21 +132,15 @@ func (v *vm) replace(ctx context.Context, changes []change, calls []*qmp.Call) e
 		tops = append(tops, qmp.Node{Driver: "raw", Name: diskNode(c.id), File: c.node.Name, ReadOnly: c.node.ReadOnly, Discard: "unmap"})
 	}
 	err := qmp.WaitAll(ctx, append(calls, v.qmp.BlockdevReopen(ctx, tops))...)
-	ctx, cancel := undoing(ctx)
-	defer cancel()
-	calls = nil
-	for _, c := range changes {
-		unused := c.old
-		if err != nil {
-			unused = c.node.Name
+	if err == nil {
+		calls = nil
+		for _, c := range changes {
+			calls = append(calls, v.qmp.BlockdevDel(ctx, c.old))
 		}
-		calls = append(calls, v.qmp.BlockdevDel(ctx, unused))
-	}
-	if derr := qmp.WaitAll(ctx, calls...); err == nil {
-		err = derr
+		err = qmp.WaitAll(ctx, calls...)
 	}
 	if err != nil {
-		v.slots = nil // look again: an error may be that of the waiting only
+		v.lookAgain(ctx)
 	}
 	return err
 }

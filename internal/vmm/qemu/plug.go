@@ -71,7 +71,7 @@ func (v *vm) plug(ctx context.Context, d vmm.Disk) error {
 	v.nextSet++
 	v.lastLUN = p.lun
 	if err != nil {
-		v.undoPlug(ctx, name, p.set)
+		v.undoPlug(ctx, name)
 		return err
 	}
 	v.plugs[d.ID] = p
@@ -80,7 +80,7 @@ func (v *vm) plug(ctx context.Context, d vmm.Disk) error {
 
 // undoPlug takes away what there is of a disk after an error, which may be that
 // of the waiting only.
-func (v *vm) undoPlug(ctx context.Context, name string, set int) {
+func (v *vm) undoPlug(ctx context.Context, name string) {
 	ctx, cancel := undoing(ctx)
 	defer cancel()
 	if gone, err := v.deleteDevice(ctx, name); err == nil {
@@ -90,8 +90,7 @@ func (v *vm) undoPlug(ctx context.Context, name string, set int) {
 		case <-ctx.Done():
 		}
 	}
-	_ = qmp.WaitAll(ctx, v.qmp.BlockdevDel(ctx, name), v.qmp.RemoveFD(ctx, set))
-	v.slots = nil // look again
+	v.lookAgain(ctx)
 }
 
 // freeLUN is the next after the last that was given.
@@ -135,7 +134,7 @@ func (v *vm) unplug(ctx context.Context, id string) error {
 	}
 	delete(v.plugs, id)
 	if err != nil {
-		v.slots = nil
+		v.lookAgain(ctx)
 	}
 	return err
 }
@@ -153,7 +152,7 @@ func (v *vm) leave(ctx context.Context, id string) (*plug, error) {
 	}
 	gone, err := v.deleteDevice(ctx, plugName(p.lun, id))
 	if err != nil {
-		v.slots = nil
+		v.slots = nil // look again the next time
 		return nil, err
 	}
 	p.gone = gone

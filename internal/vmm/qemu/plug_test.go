@@ -274,6 +274,13 @@ func TestPlugFails(t *testing.T) {
 	if err := v.Plug(t.Context(), disk); err == nil || !strings.Contains(err.Error(), "lock") {
 		t.Errorf("a disk that another VM writes: %v", err)
 	}
+	slot := vmm.Disk{ID: "w0", Path: disk.Path}
+	if err := v.Fill(t.Context(), []vmm.Disk{slot}); err == nil || !strings.Contains(err.Error(), "lock") {
+		t.Errorf("the same in a slot: %v", err)
+	}
+	if sets, nodes := leftovers(t, v); len(sets) != 0 || len(nodes) != 4 || held(t, v, disk.Path) != 0 {
+		t.Errorf("left: sets %v, nodes %v, %d descriptors", sets, nodes, held(t, v, disk.Path))
+	}
 	if err := first.Unplug(t.Context(), "x"); err != nil {
 		t.Fatal(err)
 	}

@@ -302,8 +302,7 @@ func (v *vm) Resume(ctx context.Context) error {
 		// While it is paused QEMU closes no descriptor that it is told to.
 		v.filling.Lock()
 		defer v.filling.Unlock()
-		v.slots = nil
-		_ = v.knowDisks(ctx) // or the next time
+		v.lookAgain(ctx)
 		return nil
 	})
 }
