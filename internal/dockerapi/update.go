@@ -1,10 +1,8 @@
 package dockerapi
 
 import (
-	"context"
 	"net/http"
 
-	"github.com/containerd/errdefs"
 	"github.com/moby/moby/api/types/blkiodev"
 	"github.com/moby/moby/api/types/container"
 
@@ -44,22 +42,11 @@ func (a *api) update(c *call) error {
 		return err
 	}
 	if req.RestartPolicy.Name != "" {
-		if err := a.setRestart(c.ctx(), ct.ID, policy); err != nil {
+		if err := a.Containers.SetRestart(c.ctx(), ct.ID, policy); err != nil {
 			return err
 		}
 	}
 	return c.json(http.StatusOK, container.UpdateResponse{Warnings: []string{}})
-}
-
-// setRestart changes the restart policy of a container that is there.
-func (a *api) setRestart(ctx context.Context, id string, p pod.RestartPolicy) error {
-	s, ok := a.Containers.(interface {
-		SetRestart(ctx context.Context, ref string, p pod.RestartPolicy) error
-	})
-	if !ok {
-		return errdefs.ErrNotImplemented.WithMessage("RestartPolicy is not supported yet: it is set at creation")
-	}
-	return s.SetRestart(ctx, id, p)
 }
 
 // resources maps limits onto those there are; what is zero stays.

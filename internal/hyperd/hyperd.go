@@ -32,6 +32,7 @@ import (
 	"github.com/hyper-run/hyper/internal/guest"
 	"github.com/hyper-run/hyper/internal/host"
 	"github.com/hyper-run/hyper/internal/image"
+	"github.com/hyper-run/hyper/internal/kube"
 	"github.com/hyper-run/hyper/internal/network"
 	"github.com/hyper-run/hyper/internal/network/bridge"
 	"github.com/hyper-run/hyper/internal/pod"
@@ -502,7 +503,7 @@ func (d *daemon) serve(ctx context.Context) error {
 // handler serves Docker's API, Hyper's own, and what there is to measure.
 func (d *daemon) handler() http.Handler {
 	mux := http.NewServeMux()
-	native := rest.Config{Pods: d.pods, Log: d.log}
+	native := rest.Config{Pods: d.pods, Play: d.play, Generate: kube.Generate, Log: d.log}
 	if d.templates != nil {
 		native.Templates = d.templates
 	}

@@ -33,7 +33,7 @@ func newMetrics(pods *pod.Set) *metrics {
 	warm := prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "hyper_warm_vms", Help: "VMs that are kept ready.",
 	}, func() float64 { ready, _ := pods.Warm(); return float64(ready) })
-	m.registry.MustRegister(m.starts, m.stages, warm,
+	m.registry.MustRegister(m.starts, m.stages, warm, podCollector{pods},
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m
 }

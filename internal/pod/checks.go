@@ -191,11 +191,22 @@ func (k *checks) Exec(ctx context.Context, args []string) (int, []byte, error) {
 
 // Dial implements probe.Target: it connects to a port in the pod.
 func (k *checks) Dial(ctx context.Context, address string) (net.Conn, error) {
+	host, port, err := net.SplitHostPort(address)
+	if err != nil {
+		return nil, err
+	}
+	if net.ParseIP(host) == nil { // the guest takes no names
+		addrs, err := net.DefaultResolver.LookupHost(ctx, host)
+		if err != nil {
+			return nil, err
+		}
+		address = net.JoinHostPort(addrs[0], port)
+	}
 	g, err := k.r.vm.guest(ctx)
 	if err != nil {
 		return nil, err
 	}
-	return dialTCP(ctx, g, address)
+	return g.DialTCP(ctx, "", address)
 }
 
 // leastToStop is how long a process has to act on the stop signal, however

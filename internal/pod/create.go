@@ -15,9 +15,11 @@ import (
 
 // Limits of what may be asked for.
 const (
-	minMemory        = 6 << 20 // bytes, as Docker
-	defaultDiskBytes = 10 << 30
-	minDiskBytes     = 16 << 20
+	minMemory    = 6 << 20 // bytes, as Docker
+	minDiskBytes = 16 << 20
+
+	// DefaultDiskBytes is the size of the disk of a container or volume for which none was said.
+	DefaultDiskBytes = 10 << 30
 )
 
 var validName = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9_.-]+$`)
@@ -47,7 +49,7 @@ func (s *Set) Create(ctx context.Context, o CreateOptions) (string, []string, er
 
 // newMember makes a container in a pod.
 func (s *Set) newMember(podID string, o CreateOptions) (*container, error) {
-	o.Spec.DiskBytes = cmp.Or(o.Spec.DiskBytes, defaultDiskBytes)
+	o.Spec.DiskBytes = cmp.Or(o.Spec.DiskBytes, DefaultDiskBytes)
 	c := s.newContainer(record{ID: newID(), PodID: podID, Created: time.Now(), Spec: o.Spec, Status: StatusCreated, Stopped: true})
 	c.op.Lock() // who finds it by its name waits until it is whole
 	defer c.op.Unlock()

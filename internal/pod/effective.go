@@ -2,7 +2,6 @@ package pod
 
 import (
 	"maps"
-	"os"
 	"slices"
 	"strings"
 
@@ -42,8 +41,9 @@ func (c *container) effective() Spec {
 func (c *container) startSpec(a *network.Attachment) (Spec, error) {
 	sp := c.effective()
 	fields := map[string]string{}
+	p := c.set.podOf(c)
 	for _, f := range sp.EnvFields {
-		fields[f.Name] = fieldValue(f.Field, a)
+		fields[f.Name] = p.field(f.Field, a)
 	}
 	if sp.Expand {
 		known := func(name string) (string, bool) {
@@ -66,8 +66,8 @@ func (c *container) startSpec(a *network.Attachment) (Spec, error) {
 	return sp, nil
 }
 
-// fieldValue is what a field of the pod is, see EnvField.
-func fieldValue(field string, a *network.Attachment) string {
+// field is what a field of the pod is, see EnvField.
+func (p *pod) field(field string, a *network.Attachment) string {
 	var ips []string
 	if a != nil {
 		for _, p := range a.Addrs {
@@ -75,15 +75,14 @@ func fieldValue(field string, a *network.Attachment) string {
 		}
 	}
 	switch {
+	case field == "metadata.uid":
+		return p.id
 	case field == "status.podIPs":
 		return strings.Join(ips, ",")
 	case field == "status.podIP" && len(ips) > 0:
 		return ips[0]
 	case field == "status.hostIP" && a != nil && len(a.Gateway) > 0:
 		return a.Gateway[0].String()
-	case field == "spec.nodeName":
-		name, _ := os.Hostname()
-		return name
 	}
 	return ""
 }

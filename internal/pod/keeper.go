@@ -112,21 +112,16 @@ func keepsAlive(all []keep.Container) bool {
 }
 
 // over is the end of a pod whose containers have all ended for good: its VM ends when it was
-// there for them only, and it goes when it was to.
+// there for them only.
 func (p *pod) over(rec podRecord) {
 	p.mu.Lock()
 	p.kept = false
 	p.mu.Unlock()
-	if !rec.Spec.UntilDone && !rec.Spec.AutoRemove {
+	if !rec.Spec.UntilDone {
 		return
 	}
 	p.set.background.Go(func() {
-		ctx := context.Background()
-		err := p.set.StopPod(ctx, p.id, nil)
-		if (err == nil || errdefs.IsNotModified(err)) && rec.Spec.AutoRemove {
-			err = p.set.RemovePod(ctx, p.id, false)
-		}
-		if err != nil && !errdefs.IsNotModified(err) && !errdefs.IsConflict(err) && !errdefs.IsNotFound(err) {
+		if err := p.set.StopPod(context.Background(), p.id, nil); err != nil && !errdefs.IsNotModified(err) && !errdefs.IsConflict(err) {
 			p.set.log.Error("end pod", "pod", p.id, "err", err)
 		}
 	})

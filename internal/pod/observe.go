@@ -127,6 +127,32 @@ func (s *Set) Update(ctx context.Context, ref string, res Resources) error {
 	return nil
 }
 
+// SetRestart changes a container's restart policy.
+func (s *Set) SetRestart(_ context.Context, ref string, policy RestartPolicy) error {
+	c, err := s.find(ref)
+	if err != nil {
+		return err
+	}
+	c.op.Lock()
+	defer c.op.Unlock()
+	sp := c.spec()
+	sp.Restart = policy
+	if sp.AutoRemove && sp.keeps() {
+		return textError{"a container that removes itself is not restarted", errdefs.ErrInvalidArgument}
+	}
+	c.mu.Lock()
+	c.rec.Spec.Restart = policy
+	c.mu.Unlock()
+	if err := c.save(); err != nil {
+		return err
+	}
+	if _, err := c.running(); err == nil && sp.keeps() {
+		s.podOf(c).keep()
+	}
+	s.publish(c, "update")
+	return nil
+}
+
 // update changes limits in the guest, after those of the pod if these change too. Precondition:
 // the pod's op is held, and the container's spec has them already.
 func (r *run) update(ctx context.Context, p *pod, old, res Resources) error {

@@ -276,6 +276,7 @@ type Containers interface {
 	Rename(ctx context.Context, ref, name string) error
 	Remove(ctx context.Context, ref string, force bool) error
 	Update(ctx context.Context, ref string, r Resources) error
+	SetRestart(ctx context.Context, ref string, p RestartPolicy) error
 	Wait(ctx context.Context, ref string, cond WaitCondition) (<-chan ExitStatus, error)
 	Resize(ctx context.Context, ref string, height, width uint) error
 	Attach(ctx context.Context, ref string, o AttachOptions) error

@@ -75,10 +75,10 @@ func (p *pod) isRemoved() bool {
 	return p.removed
 }
 
-// dropPodLocked forgets a pod that was made for containers when the last is gone.
+// dropPodLocked lets go of a pod whose last container is gone, if it was there for them only.
 func (s *Set) dropPodLocked(id string) {
 	p := s.pods[id]
-	if p == nil || p.explicit() {
+	if p == nil {
 		return
 	}
 	for _, c := range s.containers {
@@ -86,7 +86,17 @@ func (s *Set) dropPodLocked(id string) {
 			return
 		}
 	}
-	delete(s.pods, id)
+	rec := p.record()
+	switch {
+	case rec.Name == "":
+		delete(s.pods, id)
+	case rec.Spec.AutoRemove && p.isClosed() == "":
+		s.background.Go(func() {
+			if err := s.RemovePod(context.Background(), id, false); err != nil && !errdefs.IsNotFound(err) && !errdefs.IsConflict(err) {
+				s.log.Error("remove pod", "pod", id, "err", err)
+			}
+		})
+	}
 }
 
 // CreatePod implements Pods.
@@ -127,7 +137,7 @@ func (p *pod) make(o PodOptions) error {
 		if err := os.MkdirAll(filepath.Dir(disk), 0o700); err != nil {
 			return err
 		}
-		if err := s.cfg.CreateDisk(disk, cmp.Or(v.Bytes, defaultDiskBytes), false); err != nil {
+		if err := s.cfg.CreateDisk(disk, cmp.Or(v.Bytes, DefaultDiskBytes), false); err != nil {
 			return fmt.Errorf("volume %s: %w", v.Name, err)
 		}
 	}
@@ -372,7 +382,7 @@ func (p *pod) beginVM(ctx context.Context, m *machine, z size, tr *trace) error 
 		for _, f := range v.Files {
 			content := f.Content
 			if f.Field != "" {
-				content = []byte(fieldValue(f.Field, m.attachment()))
+				content = []byte(p.field(f.Field, m.attachment()))
 			}
 			vol.Files = append(vol.Files, &wire.File{Path: f.Path, Content: content, Mode: f.Mode})
 		}

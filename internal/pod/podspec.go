@@ -35,7 +35,7 @@ type PodSpec struct {
 	Volumes []Volume `json:"volumes,omitempty"`
 
 	StopTimeout *int `json:"stopTimeout,omitempty"` // seconds, for containers without one of their own; nil: 10
-	AutoRemove  bool `json:"autoRemove,omitempty"`  // goes when its last container has ended
+	AutoRemove  bool `json:"autoRemove,omitempty"`  // goes when its last container is removed
 	UntilDone   bool `json:"untilDone,omitempty"`   // its VM ends when all its containers have ended for good
 	Persist     bool `json:"persist,omitempty"`     // is started again after the host was
 
@@ -167,7 +167,7 @@ type PodStats struct {
 
 // Why says why a container or a pod is not running, with all there is to see.
 type Why struct {
-	What    string    // "container" or "pod"
+	What    string    `json:"what"` // "container" or "pod"
 	ID      string    `json:"id"`
 	Name    string    `json:"name"`
 	Status  string    `json:"status"`
@@ -213,7 +213,7 @@ type Pods interface {
 	StopPod(ctx context.Context, ref string, timeout *int) error
 	RestartPod(ctx context.Context, ref string, timeout *int) error
 	KillPod(ctx context.Context, ref, signal string) error // sends it to every container's process
-	PausePod(ctx context.Context, ref string) error        // stops the VM's CPUs
+	PausePod(ctx context.Context, ref string) error        // all its containers
 	ResumePod(ctx context.Context, ref string) error
 	RemovePod(ctx context.Context, ref string, force bool) error
 	UpdatePod(ctx context.Context, ref string, r PodResources) error

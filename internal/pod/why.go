@@ -31,9 +31,9 @@ func (s *Set) Why(ctx context.Context, ref string) (Why, error) {
 	w := Why{What: "container", ID: v.ID, Name: v.Name, Status: string(v.Status), At: end.FinishedAt}
 	w.tell(end, v)
 	if v.Status == StatusRunning || v.Status == StatusPaused {
-		w.Cause, w.Summary, w.At = CauseRunning, "it runs", v.StartedAt
+		w.Cause, w.Summary, w.At = CauseRunning, "It runs.", v.StartedAt
 		if !v.Ready {
-			w.Summary = "it runs, and is not ready"
+			w.Summary = "It runs, and is not ready."
 			w.Detail = v.Probe
 		}
 	}
@@ -47,28 +47,38 @@ func (w *Why) tell(e End, v Container) {
 	w.Cause, w.Detail, w.Stage, w.Stderr, w.Console = e.Cause, e.Detail, e.Stage, e.Stderr, e.Console
 	switch e.Cause {
 	case "":
-		w.Cause, w.Summary, w.At = CauseCreated, "it was never started", v.Created
+		w.Cause, w.Summary, w.At = CauseCreated, "It was never started.", v.Created
 	case CauseExit:
-		w.Summary = fmt.Sprintf("its process exited with code %d", e.ExitCode)
+		w.Summary = fmt.Sprintf("Its process exited with code %d", e.ExitCode)
 		if why := exitMeaning[e.ExitCode]; why != "" {
 			w.Summary += " (" + why + ")"
 		}
+		w.Summary += "."
 	case CauseSignal:
-		w.Summary = fmt.Sprintf("its process was ended by signal %d (%s), which nobody here sent", e.Signal, unix.SignalName(unix.Signal(e.Signal)))
+		w.Summary = fmt.Sprintf("Its process was ended by signal %d (%s), which nobody here sent.", e.Signal, unix.SignalName(unix.Signal(e.Signal)))
 	case CauseStopped:
-		w.Summary = fmt.Sprintf("it was stopped, and exited with code %d", e.ExitCode)
+		w.Summary = fmt.Sprintf("It was stopped, and exited with code %d.", e.ExitCode)
 	case CauseOOM:
-		w.Summary = "it needed more memory than it may have"
+		w.Summary = "It needed more memory than it may have"
 		if limit := v.Spec.Resources.MemoryBytes; limit > 0 {
 			w.Summary += fmt.Sprintf(" (%d MiB)", limit/mib)
 		}
+		w.Summary += "."
 	case CauseStart:
-		w.Summary = "it did not start: " + e.Error
+		w.Summary = "It did not start: " + e.Error
 	case CauseProbe:
-		w.Summary = "it was killed because a probe or hook failed"
+		w.Summary = "It was killed because a probe or hook failed."
 	default:
-		w.Summary = e.Error
+		w.Summary = sentence(e.Error)
 	}
+}
+
+// sentence makes text begin with a capital letter and end with a full stop.
+func sentence(text string) string {
+	if text == "" {
+		return ""
+	}
+	return strings.ToUpper(text[:1]) + strings.TrimRight(text[1:], ".") + "."
 }
 
 // exitMeaning is what some exit codes say, as of a shell.
@@ -99,9 +109,9 @@ func (p *pod) why() Why {
 	w.tell(rec.End, Container{Created: v.Created})
 	switch {
 	case v.VM != nil:
-		w.Cause, w.Summary, w.At = CauseRunning, "its virtual machine runs", v.StartedAt
+		w.Cause, w.Summary, w.At = CauseRunning, "Its virtual machine runs.", v.StartedAt
 	case rec.Cause == CauseStopped:
-		w.Summary = "it was stopped"
+		w.Summary = "It was stopped."
 	}
 	var bad []string
 	for _, c := range v.Containers {
