@@ -13,7 +13,7 @@
 //	POST   /pods                  PodCreate → Pod
 //	GET    /pods/{id}             Pod
 //	DELETE /pods/{id}             nothing; force=true also when it runs
-//	POST   /pods/{id}/start       nothing; wait=true once all containers are ready
+//	POST   /pods/{id}/start       nothing; wait=true once all containers are ready, within timeout=SECONDS
 //	POST   /pods/{id}/stop        nothing; t=SECONDS until it is killed
 //	POST   /pods/{id}/restart     nothing; t=SECONDS
 //	POST   /pods/{id}/kill        nothing; signal=SIGNAL to the process of every container

@@ -66,6 +66,7 @@ type PlayOptions struct {
 	Create  bool   // they are not started
 	Replace bool   // pods of the same names are removed first
 	Wait    bool   // until all their containers are ready
+	Timeout int    // seconds to wait; 0: for ever
 }
 
 // Played is what became of a pod file.

@@ -60,9 +60,19 @@ func (c *Client) RemovePod(ctx context.Context, ref string, force bool) error {
 }
 
 // StartPod starts a pod's VM and its containers. With wait it returns when all
-// are ready, or one never will be.
-func (c *Client) StartPod(ctx context.Context, ref string, wait bool) error {
-	return c.native(ctx, http.MethodPost, podPath(ref, "/start", query(map[string]bool{"wait": wait})), nil, nil)
+// are ready, or one never will be, or after timeout seconds; 0: for ever.
+func (c *Client) StartPod(ctx context.Context, ref string, wait bool, timeout int) error {
+	return c.native(ctx, http.MethodPost, podPath(ref, "/start", waiting(url.Values{}, wait, timeout)), nil, nil)
+}
+
+func waiting(q url.Values, wait bool, timeout int) url.Values {
+	if wait {
+		q.Set("wait", "true")
+		if timeout > 0 {
+			q.Set("timeout", strconv.Itoa(timeout))
+		}
+	}
+	return q
 }
 
 // StopPod stops all containers and the VM; nil timeout: their own.
@@ -117,7 +127,7 @@ func (c *Client) GeneratePod(ctx context.Context, ref string) (yaml []byte, err 
 // PlayPods makes the pods of a pod file (YAML), and starts them unless o says
 // otherwise.
 func (c *Client) PlayPods(ctx context.Context, yaml []byte, o api.PlayOptions) (p api.Played, err error) {
-	q := query(map[string]bool{"replace": o.Replace, "wait": o.Wait})
+	q := waiting(query(map[string]bool{"replace": o.Replace}), o.Wait, o.Timeout)
 	if o.Create {
 		q.Set("start", "false")
 	}

@@ -22,12 +22,16 @@ func newPod(a *app) *cobra.Command {
 	return c
 }
 
+// waitTimeout is how long --wait waits, seconds.
+const waitTimeout = 300
+
 func newPodStart(a *app) *cobra.Command {
 	c := command("start [OPTIONS] POD [POD...]", "Start one or more pods and their containers", args(1, -1))
 	wait := c.Flags().Bool("wait", false, "Return when all containers are ready, or one never will be")
+	timeout := c.Flags().Int("wait-timeout", waitTimeout, "Seconds to wait with --wait, 0 for ever")
 	c.ValidArgsFunction = a.completePods(-1, stoppedPod)
 	c.RunE = run(func(ctx context.Context, args []string) error {
-		return a.each(ctx, "start pod", args, func(ctx context.Context, name string) error { return a.api().StartPod(ctx, name, *wait) })
+		return a.each(ctx, "start pod", args, func(ctx context.Context, name string) error { return a.api().StartPod(ctx, name, *wait, *timeout) })
 	})
 	return c
 }

@@ -109,7 +109,7 @@ func TestPodVerbs(t *testing.T) {
 		want             result
 	}{
 		{"pod start shop x old", "POST /hyper/v1/pods/old/start", "", result{1, "shop\nold\n", "hyper: cannot start pod x: No such pod: x\n" + hint}},
-		{"pod start --wait shop", "POST /hyper/v1/pods/shop/start?wait=true", "", result{0, "shop\n", ""}},
+		{"pod start --wait shop", "POST /hyper/v1/pods/shop/start?timeout=300&wait=true", "", result{0, "shop\n", ""}},
 		{"pod stop shop", "POST /hyper/v1/pods/shop/stop", "", result{0, "shop\n", ""}},
 		{"pod stop -t 0 shop", "POST /hyper/v1/pods/shop/stop?t=0", "", result{0, "shop\n", ""}},
 		{"pod restart -t 3 shop", "POST /hyper/v1/pods/shop/restart?t=3", "", result{0, "shop\n", ""}},
@@ -131,7 +131,7 @@ func TestPodVerbs(t *testing.T) {
 		{"pod run -m 1g -f -", "", "", podRunUsage("--memory and --file exclude each other: the file says it")},
 		{"pod run -p 80:80 nginx", "DELETE /hyper/v1/pods/" + podID + "?force=true", "", result{125, "", "hyper: pod new is left over: page not found: /hyper/v1/pods/" + podID + "\nhyper: cannot run a pod: --publish is not supported yet\n"}},
 		{"pod run -f /nonexistent", "", "", result{125, "", "hyper: cannot run pods: open /nonexistent: no such file or directory\n"}},
-		{"pod run -f - --replace --wait", "POST /hyper/v1/pods/play?file=stdin&replace=true&wait=true", "kind: Pod", result{0, "a\nb\n", "WARNING: line 3\n"}},
+		{"pod run -f - --replace --wait", "POST /hyper/v1/pods/play?file=stdin&replace=true&timeout=300&wait=true", "kind: Pod", result{0, "a\nb\n", "WARNING: line 3\n"}},
 		{"pod run --start=false -f -", "POST /hyper/v1/pods/play?file=stdin&start=false", "kind: Pod", result{0, "a\nb\n", "WARNING: line 3\n"}},
 		{"pod exec empty sh", "", "", result{1, "", "hyper: cannot exec in pod empty: it has no containers\nhint: 'hyper run --pod empty' adds one, 'hyper pod exec --vm' needs none\n"}},
 		{"pod exec -c nope shop sh", "", "", result{1, "", "hyper: cannot exec in pod shop: it has no container nope\n"}},

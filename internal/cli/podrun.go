@@ -49,6 +49,7 @@ type podRunFlags struct {
 
 	file                 string
 	replace, wait, start bool
+	waitTimeout          int
 }
 
 func newPodRun(a *app) *cobra.Command {
@@ -77,6 +78,7 @@ func addPodRunFlags(fs *pflag.FlagSet) *podRunFlags {
 	fs.StringVarP(&f.file, "file", "f", "", "File of pods to run, - for standard input")
 	fs.BoolVar(&f.replace, "replace", false, "With --file: remove pods of the same names first")
 	fs.BoolVar(&f.wait, "wait", false, "With --file: return when all containers are ready, or one never will be")
+	fs.IntVar(&f.waitTimeout, "wait-timeout", waitTimeout, "With --wait: seconds to wait, 0 for ever")
 	fs.BoolVar(&f.start, "start", true, "With --file: start the pods")
 	own := pflag.NewFlagSet("", pflag.ContinueOnError)
 	f.container = addRunFlags(own)
@@ -93,7 +95,7 @@ func addPodRunFlags(fs *pflag.FlagSet) *podRunFlags {
 }
 
 // ofFile are the flags that go with --file, and only with it.
-var ofFile = []string{"file", "replace", "wait", "start"}
+var ofFile = []string{"file", "replace", "wait", "wait-timeout", "start"}
 
 func (f *podRunFlags) check(args []string) (err error) {
 	if f.file == "" && len(args) == 0 {
@@ -147,7 +149,7 @@ func (a *app) podPlay(ctx context.Context, f *podRunFlags) error {
 	data, err := a.readPodFile(f.file)
 	var made api.Played
 	if err == nil {
-		made, err = a.api().PlayPods(ctx, data, api.PlayOptions{File: name, Create: !f.start, Replace: f.replace, Wait: f.wait})
+		made, err = a.api().PlayPods(ctx, data, api.PlayOptions{File: name, Create: !f.start, Replace: f.replace, Wait: f.wait, Timeout: f.waitTimeout})
 	}
 	if err != nil {
 		return withCode(exitRefused, cannot(problems(err), "run pods"))

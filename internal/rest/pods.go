@@ -2,6 +2,7 @@ package rest
 
 import (
 	"cmp"
+	"context"
 	"fmt"
 	"io"
 	"net/http"
@@ -10,6 +11,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/containerd/errdefs"
 
@@ -120,8 +122,23 @@ func specOf(s api.PodSpec) (pod.PodSpec, error) {
 	}, nil
 }
 
+// patience bounds a request by its timeout, in seconds, if it has one.
+func patience(r *http.Request, q url.Values) (context.Context, context.CancelFunc, error) {
+	text := q.Get("timeout")
+	if text == "" {
+		return r.Context(), func() {}, nil
+	}
+	const most = 24 * 60 * 60
+	seconds, err := strconv.Atoi(text)
+	if err != nil || seconds < 1 || seconds > most {
+		return nil, nil, invalid("timeout: %q is not a number of seconds from 1 to %d", text, most)
+	}
+	ctx, cancel := context.WithTimeout(r.Context(), time.Duration(seconds)*time.Second)
+	return ctx, cancel, nil
+}
+
 func (s server) playPods(r *http.Request) (any, error) {
-	q, err := query(r, "start", "replace", "wait", "file")
+	q, err := query(r, "start", "replace", "wait", "timeout", "file")
 	if err != nil {
 		return nil, err
 	}
@@ -138,7 +155,12 @@ func (s server) playPods(r *http.Request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	pods, warnings, err := s.Play(r.Context(), data, api.PlayOptions{File: q.Get("file"), Create: !start, Replace: replace, Wait: wait})
+	ctx, cancel, err := patience(r, q)
+	if err != nil {
+		return nil, err
+	}
+	defer cancel()
+	pods, warnings, err := s.Play(ctx, data, api.PlayOptions{File: q.Get("file"), Create: !start, Replace: replace, Wait: wait})
 	if err != nil {
 		return nil, err
 	}
@@ -158,7 +180,7 @@ func (s server) removePod(r *http.Request) (any, error) {
 }
 
 func (s server) startPod(r *http.Request) (any, error) {
-	q, err := query(r, "wait")
+	q, err := query(r, "wait", "timeout")
 	if err != nil {
 		return nil, err
 	}
@@ -166,7 +188,12 @@ func (s server) startPod(r *http.Request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	return nil, s.Pods.StartPod(r.Context(), r.PathValue("id"), wait)
+	ctx, cancel, err := patience(r, q)
+	if err != nil {
+		return nil, err
+	}
+	defer cancel()
+	return nil, s.Pods.StartPod(ctx, r.PathValue("id"), wait)
 }
 
 func (s server) stopPod(r *http.Request) (any, error) {

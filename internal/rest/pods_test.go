@@ -205,8 +205,8 @@ func TestPodVerbs(t *testing.T) {
 		do   func() error
 		want string
 	}{
-		{func() error { return c.StartPod(ctx, "web", false) }, "start web false"},
-		{func() error { return c.StartPod(ctx, "web", true) }, "start web true"},
+		{func() error { return c.StartPod(ctx, "web", false, 0) }, "start web false"},
+		{func() error { return c.StartPod(ctx, "web", true, 60) }, "start web true"},
 		{func() error { return c.StopPod(ctx, "web", nil) }, "stop web"},
 		{func() error { return c.StopPod(ctx, "web", &three) }, "stop web 3"},
 		{func() error { return c.RestartPod(ctx, "web", &three) }, "restart web 3"},
@@ -215,9 +215,9 @@ func TestPodVerbs(t *testing.T) {
 		{func() error { return c.UnpausePod(ctx, "web") }, "resume web"},
 		{func() error { return c.RemovePod(ctx, "web", true) }, "remove web true"},
 		{func() error { return c.UpdatePod(ctx, "web", api.PodUpdate{NanoCPUs: 1e9}) }, "update 0123 268435456 1000000000"},
-		{func() error { return play(api.PlayOptions{}) }, "play 9 { false false false}"},
-		{func() error { return play(api.PlayOptions{Create: true, Replace: true}) }, "play 9 { true true false}"},
-		{func() error { return play(api.PlayOptions{Wait: true, File: "a.yaml"}) }, "play 9 {a.yaml false false true}"},
+		{func() error { return play(api.PlayOptions{}) }, "play 9 { false false false 0}"},
+		{func() error { return play(api.PlayOptions{Create: true, Replace: true}) }, "play 9 { true true false 0}"},
+		{func() error { return play(api.PlayOptions{Wait: true, File: "a.yaml"}) }, "play 9 {a.yaml false false true 0}"},
 	} {
 		if err := tt.do(); err != nil || f.did != tt.want {
 			t.Errorf("%s: %q, %v", tt.want, f.did, err)
