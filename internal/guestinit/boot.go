@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"math"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -101,30 +100,42 @@ func boot() (*machine, error) {
 	return &machine{self: self, null: null, cgroups: groups, memory: memory}, nil
 }
 
-// reserved is how many processes and threads are left to hyperstart and the
-// kernel, whatever containers do. (The OOM killer spares PID 1 by itself.)
-const reserved = 300
+// What is left to hyperstart and the kernel, whatever containers do. (The OOM
+// killer spares PID 1 by itself.)
+const (
+	reserved = 300
+	lowPIDs  = 300 // which the kernel gives out once only (RESERVED_PIDS in kernel/pid.c)
+)
 
 // boundPIDs bounds how many processes all containers can have together, so
 // that hyperstart can always start one.
 func boundPIDs(groups *cgroup.Group) error {
-	most := int64(math.MaxInt64)
-	for _, file := range []string{"pid_max", "threads-max"} {
-		b, err := os.ReadFile("/proc/sys/kernel/" + file)
-		if err != nil {
-			return err
-		}
-		n, err := strconv.ParseInt(strings.TrimSpace(string(b)), 10, 64)
-		if err != nil {
-			return fmt.Errorf("read %s: %w", file, err)
-		}
-		most = min(most, n)
+	pids, err := sysctlNumber("pid_max")
+	if err != nil {
+		return err
 	}
+	threads, err := sysctlNumber("threads-max")
+	if err != nil {
+		return err
+	}
+	most := min(pids-lowPIDs, threads)
 	most = max(most-reserved, most/2)
 	if err := groups.Set(&specs.LinuxResources{Pids: &specs.LinuxPids{Limit: &most}}); err != nil {
 		return fmt.Errorf("limit processes: %w", err)
 	}
 	return nil
+}
+
+func sysctlNumber(name string) (int64, error) {
+	b, err := os.ReadFile("/proc/sys/kernel/" + name)
+	if err != nil {
+		return 0, err
+	}
+	n, err := strconv.ParseInt(strings.TrimSpace(string(b)), 10, 64)
+	if err != nil {
+		return 0, fmt.Errorf("read %s: %w", name, err)
+	}
+	return n, nil
 }
 
 func (m mount) do() error {

@@ -80,7 +80,7 @@ func (s *Service) CreateContainer(ctx context.Context, r *wire.CreateContainerRe
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if err := s.create(ctx, c, r); err != nil {
-		c.release()
+		s.release(c)
 		s.mu.Lock()
 		delete(s.containers, r.Id)
 		s.mu.Unlock()
@@ -229,7 +229,7 @@ var spaceFile = map[int]string{unix.CLONE_NEWIPC: "ipc", unix.CLONE_NEWUTS: "uts
 
 // release closes what keeps the container's mounts and its cgroup alive. The
 // kernel unmounts when the last descriptor of the namespace is closed.
-func (c *container) release() error {
+func (s *Service) release(c *container) error {
 	for _, sp := range c.spaces {
 		sp.f.Close()
 	}
@@ -245,10 +245,11 @@ func (c *container) release() error {
 	if c.root != nil {
 		c.root.Close()
 	}
-	if c.group != nil {
-		return c.group.Remove()
+	if c.group == nil {
+		return nil
 	}
-	return nil
+	s.machine.memory.remove(c.memory)
+	return c.group.Remove()
 }
 
 // DeleteContainer implements wire.GuestService.
@@ -275,7 +276,7 @@ func (s *Service) DeleteContainer(ctx context.Context, r *wire.DeleteContainerRe
 	s.mu.Unlock()
 	s.Forget(c.id)
 	root.Close()
-	if err := c.release(); err != nil {
+	if err := s.release(c); err != nil {
 		return nil, status.Errorf(codes.Internal, "delete container %s: %v", c.id, err)
 	}
 	return &wire.DeleteContainerResponse{}, nil

@@ -68,6 +68,7 @@ func TestDeleteUnmounts(t *testing.T) {
 
 // A VM that hyperstart can't serve says why on its console and ends.
 func TestNoPort(t *testing.T) {
+	t.Parallel()
 	v := prepareVM(t)
 	v.launch("another.port")
 	select {
@@ -83,6 +84,7 @@ func TestNoPort(t *testing.T) {
 
 // TestGuest shares one VM between everything that leaves it as it was.
 func TestGuest(t *testing.T) {
+	t.Parallel()
 	v := startVM(t)
 	for _, tt := range []struct {
 		name string

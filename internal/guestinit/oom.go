@@ -29,6 +29,7 @@ type memoryWatcher struct {
 // A memoryWatch watches one group.
 type memoryWatch struct {
 	group  *cgroup.Group
+	wd     int    // -1: none
 	killed func() // nil until start
 	seen   uint64
 }
@@ -43,14 +44,15 @@ func newMemoryWatcher() (*memoryWatcher, error) {
 	return w, nil
 }
 
-// add watches a group until it is removed.
+// add watches a group.
 func (w *memoryWatcher) add(g *cgroup.Group) (*memoryWatch, error) {
-	m := &memoryWatch{group: g}
+	m := &memoryWatch{group: g, wd: -1}
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	wd, err := unix.InotifyAddWatch(w.fd, filepath.Join(g.Dir(), "memory.events"), unix.IN_MODIFY)
 	switch {
 	case err == nil:
+		m.wd = wd
 		w.groups[int32(wd)] = m
 	case errors.Is(err, unix.ENOENT): // a kernel without the controller
 	case errors.Is(err, unix.ENOSPC): // containers took all there are; nobody is told then
@@ -58,6 +60,16 @@ func (w *memoryWatcher) add(g *cgroup.Group) (*memoryWatch, error) {
 		return nil, fmt.Errorf("watch memory: %w", err)
 	}
 	return m, nil
+}
+
+// remove ends a watch: the kernel does not when the group goes, and would keep it.
+func (w *memoryWatcher) remove(m *memoryWatch) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if m.wd >= 0 {
+		unix.InotifyRmWatch(w.fd, uint32(m.wd))
+		delete(w.groups, int32(m.wd))
+	}
 }
 
 // start has killed called for every process that is killed from now on.
@@ -75,20 +87,16 @@ func (w *memoryWatcher) run() {
 			return
 		}
 		for b := buf[:n]; len(b) >= unix.SizeofInotifyEvent; {
-			w.changed(int32(binary.NativeEndian.Uint32(b)), binary.NativeEndian.Uint32(b[4:]))
+			w.changed(int32(binary.NativeEndian.Uint32(b)))
 			b = b[min(len(b), unix.SizeofInotifyEvent+int(binary.NativeEndian.Uint32(b[12:]))):]
 		}
 	}
 }
 
-func (w *memoryWatcher) changed(wd int32, mask uint32) {
+func (w *memoryWatcher) changed(wd int32) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	m := w.groups[wd]
-	if mask&unix.IN_IGNORED != 0 { // the file is gone
-		delete(w.groups, wd)
-		return
-	}
 	if m == nil || m.killed == nil {
 		return
 	}

@@ -552,7 +552,9 @@ func testIdle(t *testing.T, v *vm) {
 	time.Sleep(3 * time.Second)
 	anon := v.info().AnonBytes
 	t.Logf("idle: %d KiB anonymous", anon>>10)
-	if anon > 4<<20 {
-		t.Errorf("%d KiB, more than 4 MiB", anon>>10)
+	// Half a MiB more than hyperstart may have that has done nothing yet (SPEC.md): use leaves
+	// holes in the heap.
+	if anon > 9<<19 {
+		t.Errorf("%d KiB, more than 4.5 MiB", anon>>10)
 	}
 }

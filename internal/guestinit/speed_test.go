@@ -95,12 +95,14 @@ func (v *vm) madeOwn() int {
 }
 
 // TestCloneSpeed logs what a start costs the guest. HYPER_TEST_CLONES is how
-// often; HYPER_TEST_TRACE is where QEMU then writes what it translated.
+// often, it is skipped without; HYPER_TEST_TRACE is where QEMU then writes what it translated.
 func TestCloneSpeed(t *testing.T) {
+	clones, _ := strconv.Atoi(os.Getenv("HYPER_TEST_CLONES"))
+	if clones < 1 {
+		t.Skip("a measurement: HYPER_TEST_CLONES is not set")
+	}
 	tpl := newTemplate(t, nil)
 	layer := built().layers[0]
-	clones, _ := strconv.Atoi(os.Getenv("HYPER_TEST_CLONES"))
-	clones = max(clones, 1)
 	var contact, ran, exited []time.Duration
 	var tb, cpu []int
 	for i := range clones {

@@ -16,11 +16,12 @@ import (
 // mount namespace of its own, where workDir is a tmpfs. Nothing in it depends
 // on the container, so that a template has one ready for its clones.
 type stage struct {
-	group  *cgroup.Group
-	memory *memoryWatch
-	space  space
-	ready  fittings
-	todo   chan func() // one function for the thread, which ends after it
+	machine *machine
+	group   *cgroup.Group
+	memory  *memoryWatch
+	space   space
+	ready   fittings
+	todo    chan func() // one function for the thread, which ends after it
 }
 
 // spareGroup is the cgroup of the stage that is ready: no container's id.
@@ -33,7 +34,7 @@ func newStage(m *machine, name string, ordinary *specs.Spec) (*stage, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &stage{group: group, todo: make(chan func())}
+	s := &stage{machine: m, group: group, todo: make(chan func())}
 	if s.memory, err = m.memory.add(group); err != nil {
 		s.release()
 		return nil, err
@@ -91,6 +92,9 @@ func (s *stage) release() error {
 	}
 	if s.space.f != nil {
 		s.space.f.Close()
+	}
+	if s.memory != nil {
+		s.machine.memory.remove(s.memory)
 	}
 	return s.group.Remove()
 }
