@@ -62,7 +62,7 @@ func (s *Set) Adopt(ctx context.Context) error {
 }
 
 func (s *Set) newContainer(rec record) *container {
-	return &container{set: s, id: rec.ID, podID: rec.PodID, rec: rec, started: make(chan struct{}), out: [2]*fanout{{}, {}}}
+	return &container{set: s, id: rec.ID, podID: rec.PodID, pod: s.newPod(rec.PodID), rec: rec, started: make(chan struct{}), out: [2]*fanout{{}, {}}}
 }
 
 func (s *Set) know(rec record) {
@@ -71,7 +71,7 @@ func (s *Set) know(rec record) {
 	defer s.mu.Unlock()
 	s.containers[rec.ID] = c
 	s.names[rec.Name] = rec.ID
-	s.podLocked(rec.PodID)
+	c.pod = s.podLocked(rec.PodID)
 }
 
 func (s *Set) knowPod(rec podRecord) {

@@ -89,7 +89,7 @@ func (k *checks) end() {
 }
 
 func (k *checks) wake() {
-	p := k.r.c.set.podOf(k.r.c)
+	p := k.r.c.pod
 	p.wake()
 }
 
@@ -111,7 +111,7 @@ func (k *checks) fail(why string, grace *int) {
 	k.failed, k.grace = why, grace
 	k.mu.Unlock()
 	k.r.end(CauseProbe, why)
-	k.r.c.set.podOf(k.r.c).keep()
+	k.r.c.pod.keep()
 }
 
 // state is what the keeper asks for.

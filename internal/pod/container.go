@@ -68,6 +68,7 @@ type container struct {
 	set   *Set
 	id    string
 	podID string
+	pod   *pod // never changes once the container is in the Set
 
 	// op is held by whoever changes what the container has on the host:
 	// Start, Remove, and the end of a run. It is taken before its pod's.
@@ -142,7 +143,7 @@ func (c *container) isRestarting() bool {
 	if !c.spec().keeps() && c.spec().Role != RoleSidecar {
 		return false
 	}
-	p := c.set.podOf(c)
+	p := c.pod
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.kept && slices.Contains(p.restarting, c.id)
@@ -221,7 +222,7 @@ func (c *container) release() {
 	r := c.run
 	c.mu.Unlock()
 	if r != nil {
-		c.set.podOf(c).release()
+		c.pod.release()
 		<-r.released
 	}
 }

@@ -76,9 +76,11 @@ func (s *Set) claim(c *container, name string) error {
 		return nameTaken(name, id)
 	}
 	c.rec.Name = name
-	if p := s.podLocked(c.podID); p.isRemoved() {
+	p := s.podLocked(c.podID)
+	if p.isRemoved() {
 		return notFound("No such pod: " + c.podID)
 	}
+	c.pod = p
 	s.names[name] = c.id
 	s.containers[c.id] = c
 	return nil

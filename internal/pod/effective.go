@@ -16,7 +16,7 @@ func (c *container) effective() Spec {
 		osp := other.spec()
 		sp.Domainname, sp.ExtraHosts, sp.DNS, sp.DNSSearch, sp.DNSOptions = osp.Domainname, osp.ExtraHosts, osp.DNS, osp.DNSSearch, osp.DNSOptions
 	}
-	p := c.set.podOf(c)
+	p := c.pod
 	if !p.explicit() {
 		return sp
 	}
@@ -41,7 +41,7 @@ func (c *container) effective() Spec {
 func (c *container) startSpec(a *network.Attachment) (Spec, error) {
 	sp := c.effective()
 	fields := map[string]string{}
-	p := c.set.podOf(c)
+	p := c.pod
 	for _, f := range sp.EnvFields {
 		fields[f.Name] = p.field(f.Field, a)
 	}
@@ -102,7 +102,7 @@ func (c *container) hostname() string {
 	if other := c.joined(); other != nil {
 		return other.hostname()
 	}
-	if p := c.set.podOf(c); p.explicit() {
+	if p := c.pod; p.explicit() {
 		return p.hostname()
 	}
 	if name := c.spec().Hostname; name != "" {

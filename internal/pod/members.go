@@ -45,10 +45,11 @@ type pod struct {
 	rec      podRecord  // Name is "": made for one container
 	machine  *machine   // nil: no VM
 	removed  bool
-	closed   string        // why nothing can be started in it, "": it can
-	starting int           // starts under way in it
-	kept     bool          // its keeper runs
-	changed  chan struct{} // closed and made anew when something of it has changed
+	closed   string          // why nothing can be started in it, "": it can
+	starting int             // starts under way in it
+	kept     bool            // its keeper runs
+	gone     <-chan struct{} // closed when it has been removed after its last container; nil: that is not under way
+	changed  chan struct{}   // closed and made anew when something of it has changed
 	// What keep.Next said last, and whether everything of it was done.
 	phase      keep.Phase
 	restarting []string
@@ -106,16 +107,14 @@ func (s *Set) members(podID string) []*container {
 func (s *Set) podLocked(id string) *pod {
 	p := s.pods[id]
 	if p == nil {
-		p = &pod{set: s, id: id, rec: podRecord{ID: id}, changed: make(chan struct{}), again: make(chan struct{}, 1)}
+		p = s.newPod(id)
 		s.pods[id] = p
 	}
 	return p
 }
 
-func (s *Set) podOf(c *container) *pod {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.podLocked(c.podID)
+func (s *Set) newPod(id string) *pod {
+	return &pod{set: s, id: id, rec: podRecord{ID: id}, changed: make(chan struct{}), again: make(chan struct{}, 1)}
 }
 
 // A size is what some containers need of a VM together.

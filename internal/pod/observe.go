@@ -110,7 +110,7 @@ func (s *Set) Update(ctx context.Context, ref string, res Resources) error {
 		c.rec.Spec.Resources = r
 	}
 	if r, err := c.running(); err == nil {
-		p := s.podOf(c)
+		p := c.pod
 		p.op.Lock()
 		defer p.op.Unlock()
 		set(sp.Resources)
@@ -147,7 +147,7 @@ func (s *Set) SetRestart(_ context.Context, ref string, policy RestartPolicy) er
 		return err
 	}
 	if _, err := c.running(); err == nil && sp.keeps() {
-		s.podOf(c).keep()
+		c.pod.keep()
 	}
 	s.publish(c, "update")
 	return nil

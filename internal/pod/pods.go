@@ -46,7 +46,7 @@ func (s *Set) findPod(ref string) (*pod, error) {
 		return p, nil
 	}
 	if c, err := s.find(ref); err == nil {
-		return s.podOf(c), nil
+		return c.pod, nil
 	}
 	return nil, notFound("No such pod: " + ref)
 }
@@ -91,7 +91,12 @@ func (s *Set) dropPodLocked(id string) {
 	case rec.Name == "":
 		delete(s.pods, id)
 	case rec.Spec.AutoRemove && p.isClosed() == "":
+		gone := make(chan struct{})
+		p.mu.Lock()
+		p.gone = gone
+		p.mu.Unlock()
 		s.background.Go(func() {
+			defer close(gone)
 			if err := s.RemovePod(context.Background(), id, false); err != nil && !errdefs.IsNotFound(err) && !errdefs.IsConflict(err) {
 				s.log.Error("remove pod", "pod", id, "err", err)
 			}

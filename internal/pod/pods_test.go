@@ -120,7 +120,7 @@ func TestJoin(t *testing.T) {
 	if one, two := b.get(first), b.get(second); one.VM.HostPID != two.VM.HostPID || one.PodID != two.PodID || b.driver.VMs() != 1 {
 		t.Errorf("%+v and %+v, %d VMs", one.VM, two.VM, b.driver.VMs())
 	}
-	m := b.set.podOf(b.set.mustFind(t, first)).running()
+	m := b.set.mustFind(t, first).pod.running()
 	used := func() (users []string) {
 		for _, sl := range m.record().Slots {
 			if sl.Path != "" {
@@ -222,7 +222,7 @@ func TestAdoptPod(t *testing.T) {
 	}
 	b.wait("cc")
 	pid := b.get("bb").PID
-	m := b.set.podOf(b.set.mustFind(t, "bb")).running()
+	m := b.set.mustFind(t, "bb").pod.running()
 	half := b.set.mustFind(t, "cc").id
 	eventually(t, "cc left", func() bool { _, in := m.runRecord(half); return !in })
 	if err := m.setRun(half, func(*runRecord) {}); err != nil {
@@ -233,7 +233,7 @@ func TestAdoptPod(t *testing.T) {
 	if p := b.getPod("web"); p.Status != PodDegraded || b.get("bb").PID != pid || b.get("aa").Status != StatusRunning || b.get("cc").ExitCode != 3 {
 		t.Errorf("%s: %+v", p.Status, p.Containers)
 	}
-	m = b.set.podOf(b.set.mustFind(t, "bb")).running()
+	m = b.set.mustFind(t, "bb").pod.running()
 	eventually(t, "what was half made is gone", func() bool { _, in := m.runRecord(half); return !in })
 	b.set.Revive()
 	if err := b.set.Start(t.Context(), "cc"); err != nil {
@@ -313,7 +313,7 @@ func TestRestartPolicies(t *testing.T) {
 		t.Errorf("ended well: %d restarts", c.RestartCount)
 	}
 	pid := b.get(always).PID
-	m := b.set.podOf(b.set.mustFind(t, always)).running()
+	m := b.set.mustFind(t, always).pod.running()
 	if err := m.vm.Kill(t.Context()); err != nil { // not by a user
 		t.Fatal(err)
 	}

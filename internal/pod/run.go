@@ -240,7 +240,7 @@ func (r *run) finish(e End) {
 	if r.launched != nil {
 		r.launched.Close()
 	}
-	p := s.podOf(c)
+	p := c.pod
 	clean := false
 	if e.Cause == CauseVMM && !isClosed(r.vm.vm.Done()) { // it does not answer any more
 		if err := r.vm.vm.Kill(ctx); err != nil {
@@ -354,7 +354,7 @@ func (r *run) notify(e End) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.notifyLocked(ExitStatus{Code: e.ExitCode, Error: e.text()}, WaitNotRunning, WaitNextExit)
-	defer c.set.podOf(c).wake()
+	defer c.pod.wake()
 }
 
 // Wait returns a channel that gets the exit status once, unless ctx ends first.

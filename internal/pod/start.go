@@ -67,7 +67,7 @@ func (c *container) isRemoved() bool {
 }
 
 func (s *Set) start(ctx context.Context, c *container, tr *trace) error {
-	p := s.podOf(c)
+	p := c.pod
 	if err := p.joinable(c); err != nil {
 		return err
 	}
@@ -277,7 +277,7 @@ func (c *container) enter(m *machine, launched *guest.Process, tr *trace) error 
 		tr.end(m.info().Road)
 	}
 	if c.spec().keeps() {
-		c.set.podOf(c).keep()
+		c.pod.keep()
 	}
 	if fresh && !c.spec().AutoRemove {
 		// Only for what a host crash leaves behind: off the start's road.

@@ -57,7 +57,7 @@ func (r *run) stop(ctx context.Context, sig string, timeout *int) error {
 		seconds = *timeout
 	} else if sp.StopTimeout != nil {
 		seconds = *sp.StopTimeout
-	} else if t := r.c.set.podOf(r.c).record().Spec.StopTimeout; t != nil {
+	} else if t := r.c.pod.record().Spec.StopTimeout; t != nil {
 		seconds = *t
 	}
 	r.thaw(ctx)
@@ -91,7 +91,7 @@ func (c *container) setStopped() error {
 	if was || c.spec().AutoRemove {
 		return nil
 	}
-	c.set.podOf(c).wake()
+	c.pod.wake()
 	return c.save()
 }
 
@@ -277,6 +277,7 @@ func (c *container) removeLocked(context.Context) error {
 	if err != nil {
 		return err
 	}
+	p := c.pod
 	if err := c.unmake(); err != nil {
 		c.mu.Lock()
 		c.rec.Error = "remove: " + err.Error()
@@ -286,6 +287,12 @@ func (c *container) removeLocked(context.Context) error {
 		return errors.Join(fmt.Errorf("remove container %s: %w", c.name(), err), terr)
 	}
 	c.set.publish(c, "destroy")
+	p.mu.Lock()
+	gone := p.gone
+	p.mu.Unlock()
+	if gone != nil {
+		<-gone
+	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	st := ExitStatus{Code: c.rec.ExitCode, Error: c.rec.text()}

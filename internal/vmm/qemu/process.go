@@ -55,7 +55,8 @@ func (p *process) wait() (status string, err error) {
 	return state.String(), nil
 }
 
-// kill sends SIGKILL. A process that has ended already is no error.
+// kill sends SIGKILL. A process that has ended already is no error; os.ErrClosed is that of one
+// that was let go of.
 func (p *process) kill() error {
 	raw, err := p.pidfd.SyscallConn()
 	if err != nil {
@@ -63,10 +64,13 @@ func (p *process) kill() error {
 	}
 	var kerr error
 	err = raw.Control(func(fd uintptr) { kerr = unix.PidfdSendSignal(int(fd), unix.SIGKILL, nil, 0) })
-	if errors.Is(kerr, unix.ESRCH) {
-		kerr = nil
+	switch {
+	case err != nil:
+		return os.ErrClosed // its only reason, which os does not give this kind
+	case errors.Is(kerr, unix.ESRCH):
+		return nil
 	}
-	return errors.Join(err, kerr)
+	return kerr
 }
 
 func (p *process) close() {
