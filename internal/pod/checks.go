@@ -18,6 +18,8 @@ type checks struct {
 	stop context.CancelFunc
 	done chan struct{} // closed when the hook and the prober have ended
 
+	probes Probes // its container's: who holds that one's mu may ask for the state
+
 	mu     sync.Mutex // guards what follows
 	hooked bool       // PostStart is done
 	prober *probe.Prober
@@ -32,7 +34,7 @@ func newChecks(r *run, fresh bool) *checks {
 	if sp.Hooks.PostStart == nil && sp.Probes == (Probes{}) {
 		return nil
 	}
-	k := &checks{r: r, done: make(chan struct{}), hooked: sp.Hooks.PostStart == nil || !fresh}
+	k := &checks{r: r, done: make(chan struct{}), probes: sp.Probes, hooked: sp.Hooks.PostStart == nil || !fresh}
 	k.ctx, k.stop = context.WithCancel(r.vm.ctx)
 	return k
 }
@@ -46,9 +48,8 @@ func (k *checks) begin() {
 
 func (k *checks) watch() {
 	defer close(k.done)
-	sp := k.r.c.spec()
 	if !k.isHooked() {
-		res := sp.Hooks.PostStart.Run(k.ctx, k)
+		res := k.r.c.spec().Hooks.PostStart.Run(k.ctx, k)
 		k.mu.Lock()
 		k.hooked = true
 		k.mu.Unlock()
@@ -61,11 +62,11 @@ func (k *checks) watch() {
 		}
 		k.wake()
 	}
-	if sp.Probes == (Probes{}) {
+	if k.probes == (Probes{}) {
 		return
 	}
 	rr, _ := k.r.vm.runRecord(k.r.c.id)
-	pr := probe.New(k, sp.Probes, rr.StartedAt, rr.Probed, k.changed)
+	pr := probe.New(k, k.probes, rr.StartedAt, rr.Probed, k.changed)
 	k.mu.Lock()
 	k.prober = pr
 	k.mu.Unlock()
@@ -144,8 +145,7 @@ func (k *checks) probed() probe.State {
 	if k.prober != nil {
 		return k.prober.State()
 	}
-	p := k.r.c.spec().Probes
-	return probe.State{Started: p.Startup == nil, Ready: p.Startup == nil && p.Readiness == nil}
+	return probe.State{Started: k.probes.Startup == nil, Ready: k.probes.Startup == nil && k.probes.Readiness == nil}
 }
 
 // hold keeps the probes from asking a container that is paused. k may be nil.
