@@ -256,3 +256,30 @@ func answerDials(conn net.Conn, answer []byte) {
 		}()
 	}
 }
+
+// The fake does what processes of this machine allow, and refuses the rest.
+func TestFakePods(t *testing.T) {
+	f := newFixture(t)
+	f.start(false, process(false, "sleep", "100"))
+	if _, err := f.c.Configure(f.ctx(), &wire.ConfigureRequest{Volumes: []*wire.Volume{{Name: "v"}}}); !errdefs.IsNotImplemented(err) {
+		t.Errorf("volume: %v", err)
+	}
+	spec := []byte(`{"process":{"args":["sleep","200"],"env":["PATH=/usr/bin:/bin"],"cwd":"/"}}`)
+	for pids, ok := range map[string]bool{"": true, "pod": true, "vm": true, "c": true, "d": false} {
+		_, err := f.c.CreateContainer(f.ctx(), &wire.CreateContainerRequest{Id: "in-" + pids, Spec: spec, PidNamespace: pids})
+		if ok && err != nil || !ok && !errdefs.IsFailedPrecondition(err) {
+			t.Errorf("PID namespace %q: %v", pids, err)
+		}
+	}
+	if _, err := f.c.StartProcess(f.ctx(), &wire.StartProcessRequest{ContainerId: "in-"}); err != nil {
+		t.Fatal(err)
+	}
+	for id, want := range map[string]uint64{"c": 1, "in-": 1, "in-vm": 0, "": 2} {
+		if s, err := f.c.Stats(f.ctx(), &wire.StatsRequest{ContainerId: id}); err != nil || s.Pids != want {
+			t.Errorf("stats of %q: %v, %v", id, s, err)
+		}
+	}
+	if _, err := f.c.Stats(f.ctx(), &wire.StatsRequest{ContainerId: "none"}); !errdefs.IsNotFound(err) {
+		t.Errorf("stats of nothing: %v", err)
+	}
+}

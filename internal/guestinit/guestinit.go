@@ -7,9 +7,10 @@
 // writes is read as anything but data.
 //
 // Goroutines: those of session, spawn and stdio; one per process that waits
-// for its end; one per container that watches its memory; in a settled guest
+// for its end; one that watches the memory of all containers; in a settled guest
 // one on a thread of its own, where the next container is to be made. Locks,
-// in this order: container.mu, Service.mu, then those of proc and spawn.
+// in this order: Service.configuring or container.mu, Service.mu, then the rest. Who
+// makes a container holds its mu, which nobody else asks for yet, and may take another's.
 package guestinit
 
 import (

@@ -327,6 +327,13 @@ func testPlug(t *testing.T, v *vm) {
 		v.delete("p")
 		v.unplug(name)
 	}
+	// The same again and again, at once: the guest may still see the one that has gone.
+	file := v.blank("w-again")
+	for i := range 10 {
+		v.plug("w-again", file)
+		check(t, "again", v.sh(fmt.Sprintf("cat /n; echo %d >/n", i), config{disk: "w-again"}), map[bool]string{true: "cat: can't open '/n': No such file or directory\n", false: fmt.Sprintf("%d\n", i-1)}[i == 0])
+		v.unplug("w-again")
+	}
 	if err := v.tryCreate("p", config{disk: id, args: []string{"true"}}); err == nil || !strings.Contains(err.Error(), "the VM has none") {
 		t.Errorf("unplugged disk: %v", err)
 	}
