@@ -8,7 +8,7 @@
 //
 // Goroutines: those of session, spawn and stdio; one per process that waits
 // for its end; one that watches the memory of all containers; in a settled guest
-// one on a thread of its own, where the next container is to be made. Locks,
+// one each on threads of their own, where the next containers are to be made. Locks,
 // in this order: Service.configuring or container.mu, Service.mu, then the rest. Who
 // makes a container holds its mu, which nobody else asks for yet, and may take another's.
 package guestinit

@@ -123,7 +123,6 @@ func testTogether(t *testing.T, v *vm) {
 func testPIDs(t *testing.T, v *vm) {
 	const ns = "readlink /proc/self/ns/pid"
 	v.idle("a", config{pids: "pod"})
-	defer v.delete("a")
 	v.idle("b", config{pids: "pod", disk: podDisk(1), args: []string{"sh", "-c", "sleep 2000000 & " + forever}})
 	check(t, "the pod's", v.do("a", ns), v.do("b", ns))
 	ps := v.do("a", "ps -o pid,args")
@@ -170,6 +169,13 @@ func testJoinedPIDs(t *testing.T, v *vm) {
 	}
 	v.delete("own")
 	v.delete("joins")
+	v.idle("own", config{disk: podDisk(1)})
+	v.create("joins", config{pids: "own", disk: podDisk(2), args: []string{"true"}})
+	v.delete("own")
+	if err := v.tryStart("joins", config{}); !errdefs.IsFailedPrecondition(err) {
+		t.Errorf("started in a namespace that has gone: %v", err)
+	}
+	v.delete("joins")
 }
 
 func testVMPIDs(t *testing.T, v *vm) {
@@ -179,8 +185,17 @@ func testVMPIDs(t *testing.T, v *vm) {
 		t.Errorf("the VM's processes: %s", ps)
 	}
 	v.do("vm", "for s in HUP INT QUIT ILL TRAP ABRT BUS FPE KILL USR1 SEGV USR2 PIPE ALRM TERM STOP TSTP URG SYS 33 40 64; do kill -$s 1; done")
+	check(t, "processes", fmt.Sprint(v.info().Processes), "5") // hyperstart, the pod's init, a, and two of vm's
+	// Without its init the pod's namespace is no more, and is made anew.
+	v.do("vm", "kill -9 $(pidof pod-init)")
+	if w := v.wait("a", ""); w.ExitCode != 137 {
+		t.Errorf("exit %v", w)
+	}
+	v.delete("a")
+	v.idle("a", config{pids: "pod"})
+	check(t, "init", v.do("a", "cat /proc/1/cmdline"), "pod-init\x00")
+	v.delete("a")
 	v.delete("vm")
-	check(t, "processes", fmt.Sprint(v.info().Processes), "3") // hyperstart, the pod's init, a
 }
 
 func testVolumes(t *testing.T, v *vm) {

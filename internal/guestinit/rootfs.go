@@ -128,6 +128,10 @@ func makeDirs(names ...string) error {
 	return nil
 }
 
+// diskOptions are those of ext4. Which blocks are free is read when it is needed: reading
+// it all at once takes a thread, and memory for each 128 MiB of the disk.
+const diskOptions = "discard,no_prefetch_block_bitmaps"
+
 func mountOverlay(d *disks) error {
 	if err := makeDirs(mountPoints...); err != nil {
 		return err
@@ -139,7 +143,7 @@ func mountOverlay(d *disks) error {
 	const upper, work = "d/upper", "d/work"
 	if d.upper == "" {
 		err = makeDirs(upper, work)
-	} else if err = unix.Mount(d.upper, "d", "ext4", 0, "discard"); err != nil {
+	} else if err = unix.Mount(d.upper, "d", "ext4", 0, diskOptions); err != nil {
 		err = fmt.Errorf("mount writable disk: %w", err)
 	}
 	if err != nil {

@@ -39,7 +39,7 @@ type Service struct {
 
 	mu         sync.Mutex
 	containers map[string]*container
-	spare      *stage            // for the next container; nil: none
+	spare      []*stage          // for the next containers
 	disks      map[string]string // device by serial, as far as known: asking a disk is slow
 	volumes    map[string]volume
 

@@ -52,7 +52,7 @@ func (s *Service) prepare(ctx context.Context, ordinary []byte) error {
 		}
 		// Twice: some things are made when something is done again.
 		for range 2 {
-			if err := s.setStage(spec); err != nil {
+			if err := s.setStages(1, spec); err != nil {
 				return err
 			}
 			if err := s.rehearse(ctx, *spec); err != nil {
@@ -60,7 +60,7 @@ func (s *Service) prepare(ctx context.Context, ordinary []byte) error {
 			}
 		}
 	}
-	if err := s.setStage(spec); err != nil {
+	if err := s.setStages(spares, spec); err != nil {
 		return err
 	}
 	disks := device.Disks(nil)

@@ -14,7 +14,7 @@ import (
 
 // A stage is where a container is put together: its cgroup, and a thread in a
 // mount namespace of its own, where workDir is a tmpfs. Nothing in it depends
-// on the container, so that a template has one ready for its clones.
+// on the container, so that a template has some ready for its clones.
 type stage struct {
 	machine *machine
 	group   *cgroup.Group
@@ -24,8 +24,9 @@ type stage struct {
 	todo    chan func() // one function for the thread, which ends after it
 }
 
-// spareGroup is the cgroup of the stage that is ready: no container's id.
-const spareGroup = "~spare"
+// spares is how many stages a template has. What no container of a clone takes
+// costs it nothing, since it is shared with the template.
+const spares = 4
 
 // newStage makes a stage, with what the container of ordinary, nil for none,
 // asks for.
@@ -99,32 +100,38 @@ func (s *stage) release() error {
 	return s.group.Remove()
 }
 
-// setStage has a stage ready for the next container.
-func (s *Service) setStage(ordinary *specs.Spec) error {
+// setStages has n stages ready for the next containers, and no others.
+func (s *Service) setStages(n int, ordinary *specs.Spec) error {
 	s.mu.Lock()
 	old := s.spare
 	s.spare = nil
 	s.mu.Unlock()
-	if old != nil {
-		if err := old.release(); err != nil {
+	for _, st := range old {
+		if err := st.release(); err != nil {
 			return err
 		}
 	}
-	spare, err := newStage(s.machine, spareGroup, ordinary)
-	s.mu.Lock()
-	s.spare = spare
-	s.mu.Unlock()
-	return err
+	for i := range n {
+		st, err := newStage(s.machine, fmt.Sprintf("~spare%d", i), ordinary) // no container's id
+		if err != nil {
+			return err
+		}
+		s.mu.Lock()
+		s.spare = append(s.spare, st)
+		s.mu.Unlock()
+	}
+	return nil
 }
 
-// stage returns a stage for a container: the one that is ready, or a new one.
+// stage returns a stage for a container: one that is ready, or a new one.
 func (s *Service) stage(id string) (*stage, error) {
 	s.mu.Lock()
-	ready := s.spare
-	s.spare = nil
-	s.mu.Unlock()
-	if ready != nil {
+	if n := len(s.spare); n > 0 {
+		ready := s.spare[n-1]
+		s.spare = s.spare[:n-1]
+		s.mu.Unlock()
 		return ready, nil
 	}
+	s.mu.Unlock()
 	return newStage(s.machine, id, nil)
 }

@@ -103,7 +103,7 @@ func (s *Service) mountVolume(dir string, v *wire.Volume) error {
 	if err != nil {
 		return err
 	}
-	if err := unix.Mount(dev, dir, "ext4", 0, "discard"); err != nil {
+	if err := unix.Mount(dev, dir, "ext4", 0, diskOptions); err != nil {
 		return fmt.Errorf("mount disk %s: %w", v.Disk, err)
 	}
 	if err := mountInstead(dir, "upper"); err != nil {
