@@ -25,6 +25,17 @@ type engine struct {
 	stop    func() error
 }
 
+// ofImage is a command with "IMG" replaced by the image.
+func (e *engine) ofImage(ctx context.Context, args []string) *exec.Cmd {
+	args = slices.Clone(args)
+	for i, a := range args {
+		if a == "IMG" {
+			args[i] = e.image
+		}
+	}
+	return e.command(ctx, args...)
+}
+
 // engines are the engines that were asked for so far.
 type engines struct {
 	c       config

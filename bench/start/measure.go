@@ -32,6 +32,7 @@ var rowKinds = []struct {
 	{"sized", sized},
 	{"exec", execTrue},
 	{"memory", memory},
+	{"pods", pods},
 }
 
 func rowNames() []string {
@@ -134,14 +135,7 @@ func (c contender) with(label string, flags ...string) contender {
 
 // run is `run` with the contender's flags, and "IMG" replaced by the image.
 func (c contender) run(ctx context.Context, e *engine, args ...string) *exec.Cmd {
-	all := append([]string{"run"}, c.flags...)
-	for _, a := range args {
-		if a == "IMG" {
-			a = e.image
-		}
-		all = append(all, a)
-	}
-	return e.command(ctx, all...)
+	return e.ofImage(ctx, slices.Concat([]string{"run"}, c.flags, args))
 }
 
 // alternate measures each contender n times, in turns, after warm-up. First and

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -91,10 +90,7 @@ func (b *bench) idle(ctx context.Context, c contender) (_ costs, err error) {
 	case <-time.After(idleTime):
 	}
 	var theirs []int
-	for _, pid := range descendants(e.root) {
-		if slices.Contains(daemons, pid) {
-			continue
-		}
+	for _, pid := range without(descendants(e.root), daemons) {
 		theirs = append(theirs, pid)
 		if size, ok := clonePrivate(pid); ok && c.road == clone.road {
 			m.own = append(m.own, stats.Megabytes(size))

@@ -97,6 +97,9 @@ func (d *Daemon) Stop() error {
 		if ids, err := d.Hyper(ctx, "ps", "-aq"); err == nil && ids != "" {
 			d.Hyper(ctx, append([]string{"rm", "-f"}, strings.Fields(ids)...)...) //nolint:errcheck // what is left is ended with the directory
 		}
+		if ids, err := d.Hyper(ctx, "pod", "ls", "-q"); err == nil && ids != "" {
+			d.Hyper(ctx, append([]string{"pod", "rm", "-f"}, strings.Fields(ids)...)...) //nolint:errcheck // likewise
+		}
 		if err := d.cmd.Process.Signal(syscall.SIGTERM); err == nil {
 			d.cmd.Wait() //nolint:errcheck // its exit status says nothing new
 		}
