@@ -98,12 +98,13 @@ func (c *container) joined() *container {
 	return c.set.containers[id]
 }
 
+// hostname is that of the pod. One that was made for a container has that one's.
 func (c *container) hostname() string {
-	if other := c.joined(); other != nil {
-		return other.hostname()
-	}
 	if p := c.pod; p.explicit() {
 		return p.hostname()
+	}
+	if all := c.set.members(c.podID); len(all) > 0 && all[0] != c {
+		return all[0].hostname()
 	}
 	if name := c.spec().Hostname; name != "" {
 		return name

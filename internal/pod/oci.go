@@ -17,8 +17,9 @@ import (
 )
 
 // ociSpec turns a Spec into the OCI runtime spec that hyperstart runs. The
-// defaults are Docker's (moby daemon/pkg/oci). hostname is for $HOSTNAME. The
-// seccomp filter, nil for none, goes beside the spec: the host compiles it.
+// defaults are Docker's (moby daemon/pkg/oci). hostname is for $HOSTNAME: the
+// name itself is the VM's, which was configured with it. The seccomp
+// filter, nil for none, goes beside the spec: the host compiles it.
 func ociSpec(sp Spec, hostname string, size *specs.Box) (*specs.Spec, *seccomp.Filter, error) {
 	caps, err := capabilities(sp.Privileged, sp.CapAdd, sp.CapDrop)
 	if err != nil {
@@ -35,11 +36,10 @@ func ociSpec(sp Spec, hostname string, size *specs.Box) (*specs.Spec, *seccomp.F
 	process.OOMScoreAdj = &sp.OOMScoreAdj
 
 	spec := &specs.Spec{
-		Version:  specs.Version,
-		Process:  process,
-		Root:     &specs.Root{Path: "rootfs", Readonly: sp.ReadOnly},
-		Hostname: hostname,
-		Mounts:   mounts(sp),
+		Version: specs.Version,
+		Process: process,
+		Root:    &specs.Root{Path: "rootfs", Readonly: sp.ReadOnly},
+		Mounts:  mounts(sp),
 		Linux: &specs.Linux{
 			Namespaces: []specs.LinuxNamespace{{Type: specs.PIDNamespace}, {Type: specs.MountNamespace}},
 			Resources:  resources(sp.Resources),
