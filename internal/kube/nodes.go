@@ -60,7 +60,7 @@ func yamlNodes(text []byte) (nodes []*yaml.Node, line int, err error) {
 func lineOf(err error, text []byte) int {
 	if m := yamlLine.FindStringSubmatch(err.Error()); m != nil && m[1] != "" {
 		line, _ := strconv.Atoi(m[1])
-		return line
+		return wrongLine(text, line)
 	}
 	if m := yamlAlias.FindStringSubmatch(err.Error()); m != nil {
 		if i := bytes.Index(text, []byte("*"+m[1])); i >= 0 {
@@ -74,6 +74,34 @@ func lineOf(err error, text []byte) int {
 		}
 	}
 	return 1
+}
+
+// wrongLine finds the line that makes the text no YAML. The parser names one before it, where what
+// it was reading began, or the one above. What ends just before the wrong line is well.
+func wrongLine(text []byte, from int) int {
+	const most, size = 500, 64 << 10 // it is not worth more work
+	wrong, end := from, 0
+	for n := 1; n < from+most; n++ {
+		i := bytes.IndexByte(text[end:], '\n')
+		if i < 0 || end+i >= size {
+			break
+		}
+		end += i + 1
+		if n >= from-1 && isYAML(text[:end]) {
+			wrong = n + 1
+		}
+	}
+	return wrong
+}
+
+func isYAML(text []byte) bool {
+	dec := yaml.NewDecoder(bytes.NewReader(text))
+	for {
+		var n yaml.Node
+		if err := dec.Decode(&n); err != nil {
+			return errors.Is(err, io.EOF)
+		}
+	}
 }
 
 // jsonNodes parses JSON values, one after the other.

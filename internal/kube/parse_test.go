@@ -228,6 +228,8 @@ func TestRefused(t *testing.T) {
 		// Form.
 		{"a: [\n", `pod.yaml:1: invalid YAML: `},
 		{"apiVersion: v1\nkind: Pod\n  bad: x\n", "pod.yaml:3: invalid YAML: mapping values are not allowed in this context"},
+		{minimal + "  - name: b\n   image: x\n", "pod.yaml:9: invalid YAML: did not find expected key"},
+		{minimal + "  - name: b\n    args: [a,\n      b\n    image: x\n", "pod.yaml:9: invalid YAML: "},
 		{"{\"apiVersion\": \"v1\",\n\"kind\" \"Pod\"}", "pod.yaml:2: invalid JSON: "},
 		{"{\"apiVersion\": \"v1\",\n\"kind\": }", "pod.yaml:1: apiVersion and kind are needed"},
 		{"", "pod.yaml: there is no Pod, Deployment or Job in it"},
