@@ -58,6 +58,7 @@ func (d *daemon) playAll(ctx context.Context, all []pod.PodOptions, o api.PlayOp
 	for _, p := range all {
 		id, err := d.pods.CreatePod(ctx, p)
 		if err != nil {
+			err = fmt.Errorf("pod %s: %w", p.Name, err)
 			for _, id := range ids {
 				err = errors.Join(err, d.pods.RemovePod(context.WithoutCancel(ctx), id, true))
 			}

@@ -52,8 +52,8 @@ func another(t *testing.T, prepare func(*host), flags ...string) *host {
 	if prepare != nil {
 		prepare(second)
 	}
-	second.flags = append(slices.Clone(first.flags), "--templates=false") // it would be made for one test
-	if err := second.start(flags...); err != nil {
+	second.flags = slices.Concat(first.flags, []string{"--templates=false"}, flags) // it would be made for one test
+	if err := second.start(); err != nil {
 		t.Fatal(err)
 	}
 	h = second
@@ -113,7 +113,7 @@ func (h *host) state(t *testing.T) string {
 	}
 	all = append(all, h.remains()...)
 	all = append(all, h.vms()...)
-	return strings.Join(all, "\n") + "\n" + must(t, "ps", "-aq") + "\n" + must(t, "images", "-aq")
+	return strings.Join(all, "\n") + "\n" + must(t, "ps", "-aq") + "\n" + must(t, "pod", "ls", "-aq") + "\n" + must(t, "images", "-aq")
 }
 
 // refused runs a command that has to end with code and say want, and to leave
@@ -139,7 +139,12 @@ func refused(t *testing.T, code int, want string, args ...string) result {
 // command has returned.
 func (h *host) settled(t *testing.T) string {
 	t.Helper()
-	running := len(strings.Fields(must(t, "ps", "-q")))
+	running := 0
+	for _, state := range strings.Fields(must(t, "pod", "ls", "-a", "--format", "{{.State}}")) {
+		if state != "created" && state != "exited" {
+			running++
+		}
+	}
 	for end := time.Now().Add(5 * time.Second); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
 		pods, _ := filepath.Glob(h.run + "/pods/*")
 		if len(pods) == running {

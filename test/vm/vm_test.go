@@ -199,7 +199,7 @@ func container(t *testing.T, args ...string) string {
 func cleanup(t *testing.T, args ...string) {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
-	if out, err := h.command(ctx, args...).CombinedOutput(); err != nil && !strings.Contains(string(out), "No such container") {
+	if out, err := h.command(ctx, args...).CombinedOutput(); err != nil && !strings.Contains(string(out), "No such container") && !strings.Contains(string(out), "No such pod") {
 		t.Errorf("hyper %s: %v\n%s", strings.Join(args, " "), err, out)
 	}
 }
@@ -272,6 +272,13 @@ func (h *host) leave() error {
 		left = append(left, "container "+id)
 		h.command(context.Background(), "rm", "-f", id).Run() //nolint:errcheck // reported as left
 	}
+	if out, err = h.command(context.Background(), "pod", "ls", "-aq", "--no-trunc").Output(); err != nil {
+		return fmt.Errorf("pod ls: %w", err)
+	}
+	for _, id := range strings.Fields(string(out)) {
+		left = append(left, "pod "+id)
+		h.command(context.Background(), "pod", "rm", "-f", id).Run() //nolint:errcheck // reported as left
+	}
 	h.signal(syscall.SIGTERM)
 	left = append(left, h.remains()...)
 	taps, _ := filepath.Glob("/sys/class/net/" + h.prefix + "[0-9a-f]*[0-9a-f]")
@@ -297,7 +304,7 @@ func (h *host) remains() []string {
 			left = append(left, "process "+fd+" with "+to)
 		}
 	}
-	for _, pattern := range []string{h.run + "/pods/*", h.run + "/making/*", h.root + "/containers/*", "/sys/fs/cgroup/*/" + h.cgroup() + "/*/cgroup.procs"} {
+	for _, pattern := range []string{h.run + "/pods/*", h.run + "/making/*", h.root + "/containers/*", h.root + "/pods/*", "/sys/fs/cgroup/*/" + h.cgroup() + "/*/cgroup.procs"} {
 		found, _ := filepath.Glob(pattern)
 		left = append(left, found...)
 	}
