@@ -3,8 +3,10 @@ package pod
 import (
 	"context"
 	"errors"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -58,6 +60,10 @@ func (s *Set) Adopt(ctx context.Context) error {
 		return err
 	}
 	s.settleStale()
+	s.settlePods(ctx)
+	s.mu.Lock()
+	s.settled = true
+	s.mu.Unlock()
 	return errors.Join(s.sweep(ctx, vms), s.sweepGroups())
 }
 
@@ -89,7 +95,7 @@ func (s *Set) restoreNetwork(ctx context.Context, vms map[string]vmRecord) error
 	kept := map[string]bool{} // by the ID it was made for
 	s.mu.Lock()
 	for _, p := range s.pods {
-		if a := p.record().Attachment; a != nil {
+		if a := p.record().Attachment; a != nil && !p.record().Half {
 			kept[a.PodID] = true
 			inUse = append(inUse, *a)
 		}
@@ -125,10 +131,7 @@ func (s *Set) adoptVM(ctx context.Context, rec vmRecord, execs map[string]execRe
 			running = append(running, c)
 		}
 	}
-	if p == nil || vm == nil || len(running) == 0 && !(p.explicit() && p.rec.Wanted) {
-		if vm == nil && p != nil && p.explicit() {
-			p.lost()
-		}
+	if p == nil || vm == nil || p.rec.Half || len(running) == 0 && !(p.explicit() && p.rec.Wanted && rec.Begun) {
 		return s.reclaim(ctx, rec, vm)
 	}
 	m := newMachine(s, rec, vm)
@@ -136,7 +139,7 @@ func (s *Set) adoptVM(ctx context.Context, rec vmRecord, execs map[string]execRe
 	defer p.op.Unlock()
 	p.setMachine(m)
 	if p.explicit() {
-		s.background.Go(func() { p.watch(m) })
+		p.adopted(m)
 	}
 	if err := s.adoptContainers(ctx, p, m, running, execs); err != nil {
 		p.destroyMachine(ctx)
@@ -145,14 +148,25 @@ func (s *Set) adoptVM(ctx context.Context, rec vmRecord, execs map[string]execRe
 	return nil
 }
 
+// adopted makes an adopted VM that of a pod that was made as such. Precondition: p.op is held.
+func (p *pod) adopted(m *machine) {
+	p.mu.Lock()
+	news := p.rec.Attachment == nil && m.rec.Attachment != nil
+	p.rec.Attachment, p.rec.End = m.rec.Attachment, End{}
+	p.mu.Unlock()
+	if news { // hyperd was killed before it could be recorded
+		if err := p.save(); err != nil {
+			p.set.log.Error("record addresses of pod", "pod", p.id, "err", err)
+		}
+	}
+	p.set.background.Go(func() { p.watch(m) })
+}
+
 // adoptContainers goes on with what runs in an adopted VM and takes out what does not.
 // Precondition: p.op is held.
 func (s *Set) adoptContainers(ctx context.Context, p *pod, m *machine, running []*container, execs map[string]execRecord) error {
-	for _, c := range running {
-		c.op.Lock()
-		err := c.enter(m, nil, nil)
-		c.op.Unlock()
-		if err != nil {
+	for _, c := range running { // nobody else knows of them yet
+		if err := c.enter(m, nil, nil); err != nil {
 			return err
 		}
 		for id, e := range execs {
@@ -227,7 +241,9 @@ func (s *Set) adopted(ctx context.Context, rec vmRecord) (vmm.VM, error) {
 
 // lost records that a container's VM ended while no hyperd was there to see.
 func (c *container) lost(rr runRecord) {
+	starts := c.pod.record().Starts
 	c.mu.Lock()
+	c.rec.Tried = starts
 	c.rec.Status, c.rec.StartedAt = StatusExited, rr.StartedAt
 	c.rec.End = End{Cause: CauseHost, ExitCode: 255, Error: "the virtual machine ended while hyperd was not running", FinishedAt: time.Now()}
 	if e := rr.Ended; e != nil {
@@ -263,11 +279,12 @@ func (s *Set) settleStale() {
 	all := s.allLocked()
 	s.mu.Unlock()
 	for _, c := range all {
+		starts := c.pod.record().Starts
 		c.mu.Lock()
 		stale := c.run == nil
 		changed := stale && (c.rec.Status == StatusRunning || c.rec.Status == StatusPaused)
 		if changed {
-			c.rec.Status = StatusExited
+			c.rec.Status, c.rec.Tried = StatusExited, starts
 			c.rec.End = End{Cause: CauseHost, ExitCode: 255, Error: "the host went down while it ran", FinishedAt: time.Now()}
 		}
 		if c.rec.Status == StatusRemoving {
@@ -285,6 +302,29 @@ func (s *Set) settleStale() {
 		}
 		if err != nil {
 			s.log.Error("settle container", "container", c.id, "err", err)
+		}
+	}
+}
+
+// settlePods records the end of pods that had a VM and have none, and removes those that a hyperd
+// was killed over making or removing, or of which all is gone that they were there for.
+func (s *Set) settlePods(ctx context.Context) {
+	s.mu.Lock()
+	pods := slices.Collect(maps.Values(s.pods))
+	s.mu.Unlock()
+	for _, p := range pods {
+		rec := p.record()
+		if rec.Name == "" || p.running() != nil {
+			continue
+		}
+		empty := rec.Spec.AutoRemove && !rec.StartedAt.IsZero() && len(s.members(p.id)) == 0
+		switch {
+		case rec.Half || empty:
+			if err := p.unmake(ctx); err != nil {
+				s.log.Error("remove what is left of a pod", "pod", p.id, "err", err)
+			}
+		case !rec.StartedAt.IsZero() && rec.FinishedAt.IsZero():
+			p.lost()
 		}
 	}
 }

@@ -31,6 +31,7 @@ const (
 // reclaim gives back in the background. Precondition: p.op is held.
 func (p *pod) inNewVM(ctx context.Context, pl *plan, tr *trace, use func(*machine) error) error {
 	s := p.set
+	p.destroyMachine(ctx) // one that has ended by itself, which nobody has noticed yet
 	p.waitReclaimed()
 	tr.stage("wait")
 	err := p.tryNewVM(ctx, pl, tr, use)

@@ -32,9 +32,12 @@ type record struct {
 	Status       Status // created, exited, or running (as last known)
 	End                 // of the last run, or of the last start if that failed
 	StartedAt    time.Time
-	RestartCount int  // by its policy, since somebody started it
-	Streak       int  // of these, how many came soon after the last
-	Stopped      bool // somebody stopped it: its policy does not start it again
+	RestartCount int // by its policy, since somebody started it
+	Streak       int // of these, how many came soon after the last
+	// Stopped: somebody stopped it, or nobody ever started it; its policy does not start it again. That
+	// counts until its pod is started: StoppedIn is the pod's Starts then, and Tried at its last start.
+	Stopped          bool
+	StoppedIn, Tried uint64
 }
 
 // An End is how a run of a container ended, or a start that failed.
@@ -80,6 +83,8 @@ type container struct {
 	rec     record     // rec.Status is the container's state
 	run     *run       // what only a running container has
 	doing   keep.State // starting or stopping, while its keeper does that
+	busy    int        // how many restart it
+	asked   bool       // the start under way is not its keeper's
 	waiters []waiter
 	removed bool
 	started chan struct{} // closed while it runs
@@ -134,19 +139,24 @@ func (c *container) view() Container {
 		v.Execs = run.execIDs()
 		v.Started, v.Ready, v.Probe = run.checks.view()
 		v.Ready = v.Ready && r.Status == StatusRunning
+	} else if r.Cause == CauseProbe {
+		v.Probe = r.Detail
 	}
 	return v
 }
 
 // isRestarting says that it does not run but will again.
 func (c *container) isRestarting() bool {
+	if _, err := c.running(); err == nil {
+		return false
+	}
 	if !c.spec().keeps() && c.spec().Role != RoleSidecar {
 		return false
 	}
 	p := c.pod
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return p.kept && slices.Contains(p.restarting, c.id)
+	return p.kept && slices.Contains(p.outlook.restarting, c.id)
 }
 
 // spec is what the container shall be. Only its limits ever change.

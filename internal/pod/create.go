@@ -26,13 +26,12 @@ var validName = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9_.-]+$`)
 
 // Create records a new container and makes its writable disk.
 func (s *Set) Create(ctx context.Context, o CreateOptions) (string, []string, error) {
-	podID := newID()
+	p := s.newPod(newID())
 	if o.Pod != "" {
-		p, err := s.findPod(o.Pod)
-		if err != nil {
+		var err error
+		if p, err = s.findPod(o.Pod); err != nil {
 			return "", nil, err
 		}
-		podID = p.id
 		if err := p.admits(&o.Spec); err != nil {
 			return "", nil, err
 		}
@@ -40,7 +39,7 @@ func (s *Set) Create(ctx context.Context, o CreateOptions) (string, []string, er
 	if err := s.check(o.Spec); err != nil {
 		return "", nil, err
 	}
-	c, err := s.newMember(podID, o)
+	c, err := s.newMember(p, o)
 	if err != nil {
 		return "", nil, err
 	}
@@ -48,9 +47,13 @@ func (s *Set) Create(ctx context.Context, o CreateOptions) (string, []string, er
 }
 
 // newMember makes a container in a pod.
-func (s *Set) newMember(podID string, o CreateOptions) (*container, error) {
+func (s *Set) newMember(p *pod, o CreateOptions) (*container, error) {
 	o.Spec.DiskBytes = cmp.Or(o.Spec.DiskBytes, DefaultDiskBytes)
-	c := s.newContainer(record{ID: newID(), PodID: podID, Created: time.Now(), Spec: o.Spec, Status: StatusCreated, Stopped: true})
+	c := s.newContainer(record{
+		ID: newID(), PodID: p.id, Created: time.Now(), Spec: o.Spec, Status: StatusCreated,
+		Stopped: true, StoppedIn: p.record().Starts,
+	})
+	c.pod = p
 	c.op.Lock() // who finds it by its name waits until it is whole
 	defer c.op.Unlock()
 	if err := s.claim(c, o.Name); err != nil {
@@ -76,11 +79,10 @@ func (s *Set) claim(c *container, name string) error {
 		return nameTaken(name, id)
 	}
 	c.rec.Name = name
-	p := s.podLocked(c.podID)
-	if p.isRemoved() {
-		return notFound("No such pod: " + c.podID)
+	if p := c.pod; p.isRemoved() || p.isClosed() == beingRemoved {
+		return notFound("No such pod: " + p.label())
 	}
-	c.pod = p
+	s.pods[c.podID] = c.pod // also one that has just gone with its last container
 	s.names[name] = c.id
 	s.containers[c.id] = c
 	return nil
@@ -125,12 +127,16 @@ func (c *container) unmake() error {
 	c.set.mu.Lock()
 	defer c.set.mu.Unlock()
 	delete(c.set.containers, c.id)
+	c.pod.mu.Lock()
+	c.pod.emptied = true
+	c.pod.mu.Unlock()
 	c.set.dropPodLocked(c.podID)
 	for name, id := range c.set.names { // two of them while it is renamed
 		if id == c.id {
 			delete(c.set.names, name)
 		}
 	}
+	c.pod.wake()
 	return nil
 }
 

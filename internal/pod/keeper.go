@@ -2,8 +2,6 @@ package pod
 
 import (
 	"context"
-	"errors"
-	"fmt"
 	"slices"
 	"time"
 
@@ -12,16 +10,16 @@ import (
 	"github.com/hyper-run/hyper/internal/keep"
 )
 
-// keep starts the pod's keeper if it has something to keep and has none. The keeper is a
-// goroutine that asks keep.Next what to do whenever something has changed, until there is nothing
-// to keep any more.
+// keep starts the pod's keeper if it has none. The keeper is a goroutine that asks keep.Next what to
+// do whenever something has changed, until there is nothing to keep any more. There is none before
+// all is adopted: what is not yet known to run would be started again.
 func (p *pod) keep() {
-	if p.set.isClosing() {
+	if p.set.isClosing() || !p.set.isAdopted() {
 		return
 	}
 	p.mu.Lock()
 	start := !p.kept
-	p.kept, p.quiet = true, false
+	p.kept, p.asked, p.outlook = true, true, outlook{}
 	p.mu.Unlock()
 	if start {
 		p.set.background.Go(p.keeper)
@@ -32,8 +30,7 @@ func (p *pod) keep() {
 // wake has the keeper look again, and who waits for the pod.
 func (p *pod) wake() {
 	p.mu.Lock()
-	close(p.changed)
-	p.changed = make(chan struct{})
+	p.changeLocked()
 	p.mu.Unlock()
 	select {
 	case p.again <- struct{}{}:
@@ -51,7 +48,7 @@ func (p *pod) keeper() {
 	defer timer.Stop()
 	for {
 		plan, ok := p.next()
-		if !ok {
+		if !ok || p.set.warm.ctx.Err() != nil {
 			return
 		}
 		for _, a := range plan.Actions {
@@ -72,59 +69,73 @@ func (p *pod) keeper() {
 
 // next decides what to do; false ends the keeper.
 func (p *pod) next() (keep.Plan, bool) {
-	state := keep.Pod{Now: time.Now()}
-	members := p.set.members(p.id)
+	p.mu.Lock()
+	p.asked = false
+	p.mu.Unlock()
 	rec, m := p.record(), p.running()
-	any := rec.Name != "" && rec.Wanted
-	for _, c := range members {
+	named := rec.Name != ""
+	state := keep.Pod{Now: time.Now(), Stop: named && !rec.Wanted}
+	needed := named && rec.Wanted
+	for _, c := range p.set.members(p.id) {
 		kc := c.kept(rec, m != nil)
-		sp := c.spec()
-		any = any || sp.keeps() && !kc.Stopped || kc.Failing && kc.State == keep.StateRunning
+		alive := isAlive(kc)
+		needed = needed || alive && (c.spec().keeps() && !kc.Stopped || kc.Failing)
 		state.Containers = append(state.Containers, kc)
 	}
-	state.Stop = rec.Name != "" && !rec.Wanted
 	plan := keep.Next(state)
-	quiet := len(plan.Actions) == 0 && !slices.ContainsFunc(state.Containers, func(c keep.Container) bool { return c.State == keep.StateStarting })
+	needed = needed || len(plan.Actions)+len(plan.Restarting) > 0
+	over := named && plan.Done && len(plan.Actions) == 0 && !slices.ContainsFunc(state.Containers, isAlive)
+
 	p.mu.Lock()
-	p.phase, p.restarting, p.quiet = plan.Phase, plan.Restarting, quiet
-	p.kept = any && !p.removed && p.closed == ""
-	ok := p.kept
-	close(p.changed)
-	p.changed = make(chan struct{})
-	p.mu.Unlock()
-	if ok && plan.Done && len(plan.Actions) == 0 && rec.Name != "" && !keepsAlive(state.Containers) {
-		p.over(rec)
-		return plan, false
+	defer p.mu.Unlock()
+	if p.asked { // for something that may not have been looked at
+		return keep.Plan{}, true
 	}
-	if !ok {
-		return plan, false
+	p.outlook = look(state.Containers, plan)
+	p.kept = needed && !over && !p.removed && p.closed == ""
+	p.changeLocked()
+	if over && p.kept != needed && rec.Spec.UntilDone && !p.removed && p.closed == "" {
+		p.set.background.Go(p.over)
 	}
-	return plan, true
+	return plan, p.kept
 }
 
-func keepsAlive(all []keep.Container) bool {
+func isAlive(c keep.Container) bool {
+	return c.State == keep.StateRunning || c.State == keep.StateStarting || c.State == keep.StateStopping
+}
+
+// look is what follows from a plan for those who wait for the pod.
+func look(all []keep.Container, plan keep.Plan) outlook {
+	o := outlook{phase: plan.Phase, restarting: plan.Restarting, over: map[string]bool{}, quiet: len(plan.Actions) == 0}
 	for _, c := range all {
-		if c.State == keep.StateRunning || c.State == keep.StateStarting || c.State == keep.StateStopping {
-			return true
+		o.quiet = o.quiet && c.State != keep.StateStarting
+		again := slices.Contains(plan.Restarting, c.ID) || slices.ContainsFunc(plan.Actions, func(a keep.Action) bool { return a.ID == c.ID })
+		if c.State == keep.StateExited && !again {
+			o.over[c.ID] = c.ExitCode == 0 && !c.StartFailed && !c.Failing
 		}
 	}
-	return false
+	return o
 }
 
-// over is the end of a pod whose containers have all ended for good: its VM ends when it was
-// there for them only.
-func (p *pod) over(rec podRecord) {
-	p.mu.Lock()
-	p.kept = false
-	p.mu.Unlock()
-	if !rec.Spec.UntilDone {
+// over is the end of a pod whose containers have all ended for good, and that was there for them only.
+func (p *pod) over() {
+	s := p.set
+	if !p.tryClose(beingStopped) {
 		return
 	}
-	p.set.background.Go(func() {
-		if err := p.set.StopPod(context.Background(), p.id, nil); err != nil && !errdefs.IsNotModified(err) && !errdefs.IsConflict(err) {
-			p.set.log.Error("end pod", "pod", p.id, "err", err)
+	defer p.open()
+	err := p.idle(s.warm.ctx)
+	for _, c := range s.members(p.id) {
+		if _, rerr := c.running(); rerr == nil {
+			return // somebody has started one meanwhile
 		}
-	})
+	}
+	if err == nil {
+		err = p.stop(s.warm.ctx, nil)
+	}
+	if err != nil && !errdefs.IsNotModified(err) && s.warm.ctx.Err() == nil {
+		s.log.Error("end pod", "pod", p.id, "err", err)
+	}
 }
 
 // kept is the container as its keeper sees it; vm says whether its pod has a VM.
@@ -133,17 +144,22 @@ func (c *container) kept(p podRecord, vm bool) keep.Container {
 	defer c.mu.Unlock()
 	r := &c.rec
 	k := keep.Container{
-		ID: c.id, Role: r.Spec.Role, Policy: r.Spec.Restart, State: keep.StateExited, Stopped: r.Stopped,
+		ID: c.id, Role: r.Spec.Role, Policy: r.Spec.Restart, State: keep.StateExited, Stopped: r.isStopped(p),
 		Old:     !vm || r.FinishedAt.Before(p.StartedAt),
 		Failing: r.Cause == CauseProbe, StartFailed: r.Cause == CauseStart, ExitCode: r.ExitCode,
 		StartedAt: r.StartedAt, FinishedAt: r.FinishedAt, Restarts: r.RestartCount, Streak: r.Streak,
 	}
+	bad := k.Failing || k.StartFailed || k.ExitCode != 0
 	switch {
 	case c.doing != "":
 		k.State = c.doing
 	case c.run != nil:
 		k.State = keep.StateRunning
-	case r.Status == StatusCreated && r.Cause == "", r.Spec.Role != RoleInit && r.FinishedAt.Before(p.Asked):
+	case c.busy > 0:
+		k.State = keep.StateStarting
+	case r.Status == StatusCreated && r.Cause == "":
+		k.State = keep.StateCreated
+	case r.Tried < p.Starts && (r.Spec.Role != RoleInit || k.Old || bad):
 		k.State = keep.StateCreated
 	}
 	if c.run != nil {
@@ -151,6 +167,9 @@ func (c *container) kept(p podRecord, vm bool) keep.Container {
 	}
 	return k
 }
+
+// isStopped says whether a container is to be left alone until somebody starts it.
+func (r *record) isStopped(p podRecord) bool { return r.Stopped && r.StoppedIn >= p.Starts }
 
 // act does what was decided, in the background.
 func (p *pod) act(a keep.Action) {
@@ -165,7 +184,10 @@ func (p *pod) act(a keep.Action) {
 	}
 	c.mu.Lock()
 	c.doing = doing
-	if a.Verb == keep.Restart {
+	switch a.Verb {
+	case keep.Start:
+		c.rec.RestartCount, c.rec.Streak = 0, 0
+	case keep.Restart:
 		c.rec.RestartCount, c.rec.Streak = a.Restarts, a.Streak
 	}
 	c.mu.Unlock()
@@ -174,7 +196,7 @@ func (p *pod) act(a keep.Action) {
 		c.mu.Lock()
 		c.doing = ""
 		c.mu.Unlock()
-		if err != nil && !errdefs.IsNotModified(err) && !errdefs.IsNotFound(err) {
+		if err != nil && !errdefs.IsNotModified(err) && !errdefs.IsNotFound(err) && s.warm.ctx.Err() == nil {
 			s.log.Warn("keep container", "action", string(a.Verb), "container", c.id, "err", err)
 		}
 		p.wake()
@@ -188,8 +210,9 @@ func (p *pod) do(c *container, a keep.Action) error {
 	case keep.Start, keep.Restart:
 		c.op.Lock()
 		defer c.op.Unlock()
-		if c.isStopped() {
-			return nil // meanwhile
+		// Meanwhile somebody may have stopped it. An init container's work is needed all the same.
+		if c.isStopped() && c.spec().Role != RoleInit {
+			return nil
 		}
 		return s.startLocked(ctx, c, time.Now())
 	default:
@@ -205,143 +228,39 @@ func (p *pod) do(c *container, a keep.Action) error {
 }
 
 func (c *container) isStopped() bool {
+	p := c.pod.record()
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.rec.Stopped
+	return c.rec.isStopped(p)
 }
 
-// waitTried waits until every container was started that can be at once, and
-// fails when one of these starts did.
-func (p *pod) waitTried(ctx context.Context) error {
-	return p.waitFor(ctx, func(v PodInfo) (bool, error) {
-		p.mu.Lock()
-		quiet := p.quiet
-		p.mu.Unlock()
-		if !quiet {
-			return false, nil
-		}
-		var errs []error
-		for _, c := range v.Containers {
-			if c.Cause == CauseStart {
-				errs = append(errs, fmt.Errorf("start container %s: %s", c.Name, c.Error))
-			}
-		}
-		return true, errors.Join(errs...)
-	})
+// busily does f while the keeper takes the container for one that is being started: it is
+// neither started, nor missed.
+func (c *container) busily(f func() error) error {
+	c.setBusy(1)
+	defer func() {
+		c.setBusy(-1)
+		c.pod.wake()
+	}()
+	return f()
 }
 
-// waitReady waits until all containers are ready, and fails when one will not be.
-func (p *pod) waitReady(ctx context.Context) error {
-	err := p.waitFor(ctx, func(v PodInfo) (bool, error) {
-		if v.Ready {
-			return true, nil
-		}
-		if p.settled() == keep.Succeeded {
-			return true, nil
-		}
-		if p.settled() == keep.Failed || v.Status == PodExited {
-			return false, notReady(v)
-		}
-		return false, nil
-	})
-	if ctx.Err() != nil && errors.Is(err, ctx.Err()) {
-		return fmt.Errorf("%w: %w", notReady(p.view()), err)
-	}
-	return err
+func (c *container) setBusy(n int) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.busy += n
 }
 
-func (p *pod) settled() keep.Phase {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return p.phase
-}
-
-// notReady says which container is the reason.
-func notReady(v PodInfo) error {
-	for _, c := range v.Containers {
-		why := ""
-		switch {
-		case c.Error != "":
-			why = c.Error
-		case c.Status == StatusExited && c.ExitCode != 0:
-			why = fmt.Sprintf("it exited with code %d", c.ExitCode)
-		case c.Status == StatusRunning && !c.Ready && c.Probe != "":
-			why = "its probe says: " + c.Probe
-		case c.Status == StatusRunning && !c.Ready:
-			why = "its probes have not succeeded yet"
-		default:
-			continue
-		}
-		return fmt.Errorf("pod %s is not ready: container %s: %s: %w", v.Name, c.Name, why, errdefs.ErrFailedPrecondition)
+// ensureVM brings up the VM of a pod that was made as such, if there is none.
+func (p *pod) ensureVM(ctx context.Context) error {
+	if err := p.begin(); err != nil {
+		return err
 	}
-	return fmt.Errorf("pod %s is not ready: %w", v.Name, errdefs.ErrFailedPrecondition)
-}
-
-// waitFor waits until done says so.
-func (p *pod) waitFor(ctx context.Context, done func(PodInfo) (bool, error)) error {
-	for {
-		p.mu.Lock()
-		changed := p.changed
-		p.mu.Unlock()
-		if ok, err := done(p.view()); ok || err != nil {
-			return err
-		}
-		select {
-		case <-changed:
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-p.set.warm.ctx.Done():
-			return fmt.Errorf("hyperd ends: %w", errdefs.ErrUnavailable)
-		}
+	defer p.ended()
+	p.op.Lock()
+	defer p.op.Unlock()
+	if p.running() != nil {
+		return nil
 	}
-}
-
-// Revive starts what is to run again after the host or hyperd was down: pods
-// that persist and ran, and containers as their policies say. It returns at once.
-func (s *Set) Revive() {
-	s.mu.Lock()
-	pods := make([]*pod, 0, len(s.pods))
-	for _, p := range s.pods {
-		pods = append(pods, p)
-	}
-	s.mu.Unlock()
-	for _, p := range pods {
-		rec := p.record()
-		switch {
-		case p.explicit() && rec.Wanted && p.running() != nil:
-			p.keep()
-		case p.explicit() && rec.Wanted && rec.Spec.Persist:
-			s.background.Go(func() {
-				if err := s.StartPod(s.warm.ctx, p.id, false); err != nil && s.warm.ctx.Err() == nil {
-					s.log.Error("start a pod again", "pod", p.id, "err", err)
-				}
-			})
-		case p.explicit() && rec.Wanted:
-			if err := p.want(false); err != nil {
-				s.log.Error("record pod", "pod", p.id, "err", err)
-			}
-		default:
-			s.reviveMembers(p)
-		}
-	}
-}
-
-func (s *Set) reviveMembers(p *pod) {
-	needed := false
-	for _, c := range s.members(p.id) {
-		sp := c.spec()
-		if !sp.keeps() {
-			continue
-		}
-		k := c.kept(podRecord{}, false)
-		if k.State != keep.StateRunning && keep.Revive(k) {
-			c.mu.Lock()
-			c.rec.Stopped = false
-			c.mu.Unlock()
-		}
-		needed = true
-	}
-	if needed {
-		p.keep()
-	}
+	return p.startVM(ctx, p.set.newTrace(p.id, time.Now()))
 }

@@ -17,4 +17,14 @@ func (l lock) acquire(ctx context.Context) error {
 	}
 }
 
+// tryAcquire is acquire for who does not wait.
+func (l lock) tryAcquire() bool {
+	select {
+	case l <- struct{}{}:
+		return true
+	default:
+		return false
+	}
+}
+
 func (l lock) release() { <-l }

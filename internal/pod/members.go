@@ -8,7 +8,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/hyper-run/hyper/internal/keep"
 	"github.com/hyper-run/hyper/internal/network"
 )
 
@@ -22,8 +21,9 @@ type podRecord struct {
 	Name       string
 	Created    time.Time
 	Spec       PodSpec
+	Half       bool                // it is being made or removed
 	Wanted     bool                // it was started, and nobody stopped it
-	Asked      time.Time           // when somebody started it last
+	Starts     uint64              // how often somebody started it
 	End                            // of its last VM, or of a start that failed
 	Attachment *network.Attachment // that it keeps, with its addresses; nil: none yet
 	StartedAt  time.Time
@@ -33,6 +33,8 @@ type podRecord struct {
 type pod struct {
 	set *Set
 	id  string
+
+	life lock // held by whoever makes, stops or removes the pod: it is closed then. Taken before all others
 
 	// op is held by whoever makes, fills or ends the VM. It is taken after a
 	// container's op, and never while the guest runs something.
@@ -48,12 +50,11 @@ type pod struct {
 	closed   string          // why nothing can be started in it, "": it can
 	starting int             // starts under way in it
 	kept     bool            // its keeper runs
+	emptied  bool            // a container of it was removed
 	gone     <-chan struct{} // closed when it has been removed after its last container; nil: that is not under way
 	changed  chan struct{}   // closed and made anew when something of it has changed
-	// What keep.Next said last, and whether everything of it was done.
-	phase      keep.Phase
-	restarting []string
-	quiet      bool
+	asked    bool            // the keeper was asked for since it looked last
+	outlook  outlook         // of its keeper
 
 	again chan struct{} // wakes the keeper
 }
@@ -87,6 +88,16 @@ func (p *pod) setMachine(m *machine) {
 	p.machine = m
 }
 
+// hasMembersLocked says whether a pod has containers.
+func (s *Set) hasMembersLocked(podID string) bool {
+	for _, c := range s.containers {
+		if c.podID == podID {
+			return true
+		}
+	}
+	return false
+}
+
 // members returns the pod's containers, in the order they were made.
 func (s *Set) members(podID string) []*container {
 	s.mu.Lock()
@@ -114,7 +125,7 @@ func (s *Set) podLocked(id string) *pod {
 }
 
 func (s *Set) newPod(id string) *pod {
-	return &pod{set: s, id: id, rec: podRecord{ID: id}, changed: make(chan struct{}), again: make(chan struct{}, 1)}
+	return &pod{set: s, id: id, rec: podRecord{ID: id}, life: newLock(), changed: make(chan struct{}), again: make(chan struct{}, 1)}
 }
 
 // A size is what some containers need of a VM together.
@@ -194,10 +205,10 @@ func (i VMInfo) fit(z *size) string {
 func (p *pod) destroyMachine(ctx context.Context) {
 	p.mu.Lock()
 	m := p.machine
-	p.machine = nil
 	p.mu.Unlock()
 	if m != nil {
 		p.reclaimed = m.destroy(ctx)
+		p.setMachine(nil)
 	}
 }
 

@@ -15,29 +15,6 @@ import (
 	"github.com/hyper-run/hyper/internal/vmm"
 )
 
-func (p *pod) isClosed() string {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return p.closed
-}
-
-// close keeps everything from being started in the pod, until open.
-func (p *pod) close(why string) error {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.closed != "" {
-		return textError{fmt.Sprintf("pod %s %s", p.rec.Name, p.closed), errdefs.ErrConflict}
-	}
-	p.closed = why
-	return nil
-}
-
-func (p *pod) open() {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.closed = ""
-}
-
 // want records whether the pod is to run.
 func (p *pod) want(wanted bool) error {
 	p.mu.Lock()
@@ -55,41 +32,38 @@ func (s *Set) StartPod(ctx context.Context, ref string, wait bool) error {
 	if !p.explicit() {
 		return s.eachMember(p, func(c *container) error { return s.Start(ctx, c.id) })
 	}
-	if why := p.isClosed(); why != "" {
-		return textError{fmt.Sprintf("pod %s %s", p.record().Name, why), errdefs.ErrConflict}
-	}
-	for _, c := range s.members(p.id) {
-		c.mu.Lock()
-		c.rec.Stopped, c.rec.RestartCount, c.rec.Streak = false, 0, 0
-		c.mu.Unlock()
-	}
-	p.mu.Lock()
-	p.rec.Asked = time.Now()
-	p.mu.Unlock()
-	if err := p.want(true); err != nil {
+	if err := p.startAll(context.WithoutCancel(ctx)); err != nil {
 		return err
 	}
-	if err := p.ensureVM(context.WithoutCancel(ctx)); err != nil {
-		return errors.Join(err, p.want(false))
-	}
-	s.publishPod(p, "start")
-	p.keep()
 	if wait {
 		return p.waitReady(ctx)
 	}
 	return p.waitTried(ctx)
 }
 
-func (p *pod) ensureVM(ctx context.Context) error {
-	s := p.set
-	s.warm.startBegins()
-	defer s.warm.startEnds()
+// startAll starts the VM if it does not run, and has the keeper start the containers.
+func (p *pod) startAll(ctx context.Context) error {
+	if err := p.begin(); err != nil {
+		return err
+	}
+	defer p.ended()
+	p.set.warm.startBegins()
+	defer p.set.warm.startEnds()
 	p.op.Lock()
 	defer p.op.Unlock()
+	p.mu.Lock()
+	p.rec.Starts++
+	p.rec.Wanted = true
+	p.mu.Unlock()
 	if p.running() != nil {
-		return nil
+		if err := p.save(); err != nil {
+			return err
+		}
+	} else if err := p.startVM(ctx, p.set.newTrace(p.id, time.Now())); err != nil {
+		return err
 	}
-	return p.startVM(ctx, s.newTrace(p.id, time.Now()))
+	p.keep()
+	return nil
 }
 
 // eachMember does f to every container of a pod, side by side.
@@ -110,33 +84,42 @@ func (s *Set) StopPod(ctx context.Context, ref string, timeout *int) error {
 	if !p.explicit() {
 		return s.stopMembers(ctx, p, timeout)
 	}
-	if p.running() == nil {
-		if p.record().Wanted {
-			return p.want(false)
-		}
-		return textError{"pod " + p.record().Name + " is already stopped", errdefs.ErrNotModified}
-	}
-	if err := p.close("is being stopped"); err != nil {
+	if err := p.close(ctx, beingStopped); err != nil {
 		return err
 	}
 	defer p.open()
-	if err := p.want(false); err != nil {
+	// What has begun is finished, also when the client goes away.
+	return p.stop(s.warm.ctx, timeout)
+}
+
+// stop ends all that runs in the pod, and its VM. Precondition: it is closed.
+func (p *pod) stop(ctx context.Context, timeout *int) error {
+	if err := p.idle(ctx); err != nil {
 		return err
 	}
-	if err := s.stopMembers(ctx, p, timeout); err != nil {
+	wanted, runs := p.record().Wanted, p.running() != nil
+	if !wanted && !runs {
+		return textError{"pod " + p.label() + " is already stopped", errdefs.ErrNotModified}
+	}
+	if err := p.want(false); err != nil || !runs {
+		return err
+	}
+	if err := p.set.stopMembers(ctx, p, timeout); err != nil {
 		return err
 	}
 	p.op.Lock()
 	defer p.op.Unlock()
 	p.mu.Lock()
-	p.rec.End = End{Cause: CauseStopped, FinishedAt: time.Now()}
 	m := p.machine
+	if m != nil {
+		p.rec.End = End{Cause: CauseStopped, FinishedAt: time.Now()}
+	}
 	p.mu.Unlock()
 	if m != nil {
 		p.shutdown(ctx, m)
 		p.destroyMachine(ctx)
 	}
-	s.publishPod(p, "stop")
+	p.set.publishPod(p, "stop")
 	p.wake()
 	return p.save()
 }
@@ -258,43 +241,93 @@ func (s *Set) RemovePod(ctx context.Context, ref string, force bool) error {
 	if err != nil {
 		return err
 	}
-	members := s.members(p.id)
-	if !force {
-		for _, c := range members {
-			if _, err := c.running(); err == nil {
-				return textError{fmt.Sprintf("cannot remove pod \"%s\": container %s is running: stop the pod before removing or force remove", p.label(), c.name()), conflict}
-			}
-		}
-	}
-	if p.explicit() {
-		if err := p.close("is being removed"); err != nil {
+	if !p.explicit() {
+		if err := p.removable(force); err != nil {
 			return err
 		}
-		defer p.open()
-		if err := p.want(false); err != nil {
+		return s.eachMember(p, func(c *container) error { return s.removeMember(ctx, c, force) })
+	}
+	if force { // who stops it need not wait any longer
+		if err := p.killVM(ctx); err != nil {
 			return err
 		}
 	}
-	var g errgroup.Group
-	for _, c := range members {
-		g.Go(func() error {
-			if err := s.Remove(ctx, c.id, force); err != nil && !errdefs.IsNotFound(err) {
-				return err
-			}
-			return nil
-		})
-	}
-	if err := g.Wait(); err != nil {
+	if err := p.close(ctx, beingRemoved); err != nil {
 		return err
 	}
-	if !p.explicit() {
+	defer p.open()
+	return p.remove(context.WithoutCancel(ctx), force)
+}
+
+// removable says whether nothing of the pod runs, which force makes no difference to.
+func (p *pod) removable(force bool) error {
+	for _, c := range p.set.members(p.id) {
+		if _, err := c.running(); (err == nil || c.isRestarting()) && !force {
+			return textError{fmt.Sprintf("cannot remove pod \"%s\": container %s is %s: stop the pod before removing or force remove", p.label(), c.name(), c.view().Status), conflict}
+		}
+	}
+	return nil
+}
+
+// remove removes the pod with its containers. Precondition: it is closed.
+func (p *pod) remove(ctx context.Context, force bool) error {
+	if err := p.idle(ctx); err != nil {
+		return err
+	}
+	if err := p.removable(force); err != nil {
+		return err
+	}
+	if err := p.killVM(ctx); err != nil {
+		return err
+	}
+	if err := p.setHalf(true); err != nil {
+		return err
+	}
+	err := p.set.eachMember(p, func(c *container) error { return p.set.removeMember(ctx, c, force) })
+	if err == nil {
+		err = p.unmake(ctx)
+	}
+	if err != nil {
+		return errors.Join(fmt.Errorf("remove pod %s: %w", p.label(), err), p.setHalf(false))
+	}
+	p.set.publishPod(p, "remove")
+	p.wake()
+	return nil
+}
+
+func (s *Set) removeMember(ctx context.Context, c *container, force bool) error {
+	if err := s.Remove(ctx, c.id, force); err != nil && !errdefs.IsNotFound(err) {
+		return err
+	}
+	return nil
+}
+
+// setHalf records whether the pod is being made or removed: if hyperd is killed over it, what
+// there is of it goes at the next start.
+func (p *pod) setHalf(half bool) error {
+	p.mu.Lock()
+	p.rec.Half = half
+	if half {
+		p.rec.Wanted = false
+	}
+	p.mu.Unlock()
+	return p.save()
+}
+
+// killVM ends the pod's VM at once, with all that runs in it: the guest is not asked.
+func (p *pod) killVM(ctx context.Context) error {
+	m := p.running()
+	if m == nil {
 		return nil
 	}
-	if err := p.unmake(context.WithoutCancel(ctx)); err != nil {
-		return fmt.Errorf("remove pod %s: %w", p.label(), err)
+	for _, c := range p.set.members(p.id) {
+		if r, err := c.running(); err == nil && r.vm == m {
+			r.end(CauseStopped, "its pod was removed")
+		}
 	}
-	s.publishPod(p, "remove")
-	p.wake()
+	if err := m.vm.Kill(ctx); err != nil {
+		return fmt.Errorf("end the virtual machine of pod %s: %w", p.label(), err)
+	}
 	return nil
 }
 

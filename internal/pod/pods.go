@@ -16,6 +16,7 @@ import (
 
 	"github.com/hyper-run/hyper/internal/event"
 	"github.com/hyper-run/hyper/internal/guest/wire"
+	"github.com/hyper-run/hyper/internal/network"
 	"github.com/hyper-run/hyper/internal/vmm"
 )
 
@@ -75,35 +76,6 @@ func (p *pod) isRemoved() bool {
 	return p.removed
 }
 
-// dropPodLocked lets go of a pod whose last container is gone, if it was there for them only.
-func (s *Set) dropPodLocked(id string) {
-	p := s.pods[id]
-	if p == nil {
-		return
-	}
-	for _, c := range s.containers {
-		if c.podID == id {
-			return
-		}
-	}
-	rec := p.record()
-	switch {
-	case rec.Name == "":
-		delete(s.pods, id)
-	case rec.Spec.AutoRemove && p.isClosed() == "":
-		gone := make(chan struct{})
-		p.mu.Lock()
-		p.gone = gone
-		p.mu.Unlock()
-		s.background.Go(func() {
-			defer close(gone)
-			if err := s.RemovePod(context.Background(), id, false); err != nil && !errdefs.IsNotFound(err) && !errdefs.IsConflict(err) {
-				s.log.Error("remove pod", "pod", id, "err", err)
-			}
-		})
-	}
-}
-
 // CreatePod implements Pods.
 func (s *Set) CreatePod(ctx context.Context, o PodOptions) (_ string, err error) {
 	o.Spec.Network = cmp.Or(o.Spec.Network, "default")
@@ -118,12 +90,10 @@ func (s *Set) CreatePod(ctx context.Context, o PodOptions) (_ string, err error)
 	if err != nil {
 		return "", err
 	}
+	defer p.open()
 	if err := p.make(o); err != nil {
-		return "", errors.Join(fmt.Errorf("create pod %s: %w", p.record().Name, err), p.unmake(context.WithoutCancel(ctx)))
+		return "", errors.Join(err, p.unmake(context.WithoutCancel(ctx)))
 	}
-	p.mu.Lock()
-	p.closed = ""
-	p.mu.Unlock()
 	s.publishPod(p, "create")
 	return p.id, nil
 }
@@ -131,7 +101,7 @@ func (s *Set) CreatePod(ctx context.Context, o PodOptions) (_ string, err error)
 // make records the pod, then makes what it has on disk, and its containers.
 func (p *pod) make(o PodOptions) error {
 	s := p.set
-	if err := p.save(); err != nil {
+	if err := p.setHalf(true); err != nil {
 		return err
 	}
 	for _, v := range o.Spec.Volumes {
@@ -147,11 +117,11 @@ func (p *pod) make(o PodOptions) error {
 		}
 	}
 	for _, c := range o.Containers {
-		if _, err := s.newMember(p.id, c); err != nil {
+		if _, err := s.newMember(p, c); err != nil {
 			return err
 		}
 	}
-	return nil
+	return p.setHalf(false)
 }
 
 // claimPod gives a new pod its name and puts it into the Set; nothing can be started in it yet.
@@ -166,7 +136,8 @@ func (s *Set) claimPod(o PodOptions) (*pod, error) {
 	}
 	p := s.podLocked(newID())
 	p.rec = podRecord{ID: p.id, Name: o.Name, Created: time.Now(), Spec: o.Spec}
-	p.closed = "is being made"
+	p.life.tryAcquire() // it is new
+	p.closed = beingMade
 	s.podNames[o.Name] = p.id
 	return p, nil
 }
@@ -293,18 +264,20 @@ func (p *pod) save() error {
 // no container of it runs. Idempotent.
 func (p *pod) unmake(ctx context.Context) error {
 	s := p.set
+	p.op.Lock()
+	p.destroyMachine(ctx)
+	p.waitReclaimed()
+	p.op.Unlock()
 	var errs []error
 	for _, c := range s.members(p.id) {
 		if _, err := c.removeStopped(ctx); err != nil && !errdefs.IsNotFound(err) {
 			errs = append(errs, err)
 		}
 	}
-	p.op.Lock()
-	p.destroyMachine(ctx)
-	p.waitReclaimed()
-	p.op.Unlock()
-	errs = append(errs, os.RemoveAll(s.cfg.Layout.PodDisks(p.id)), p.detach(ctx))
 	if err := errors.Join(errs...); err != nil {
+		return err
+	}
+	if err := errors.Join(os.RemoveAll(s.cfg.Layout.PodDisks(p.id)), p.detach(ctx)); err != nil {
 		return err
 	}
 	p.saving.Lock()
@@ -329,41 +302,62 @@ func (p *pod) detach(ctx context.Context) error {
 	if a == nil || p.set.cfg.Network == nil {
 		return nil
 	}
-	return p.set.cfg.Network.Detach(ctx, *a)
+	if err := p.set.cfg.Network.Detach(ctx, *a); err != nil {
+		return err
+	}
+	p.mu.Lock()
+	p.rec.Attachment = nil // somebody else may have them from now on
+	p.mu.Unlock()
+	return nil
 }
 
-// startVM brings up the VM of a pod that was made as such, without a container.
-// Precondition: p.op is held.
+// startVM brings up the VM of a pod that was made as such, without a container, and records
+// that it is wanted. Precondition: p.op is held.
 func (p *pod) startVM(ctx context.Context, tr *trace) error {
-	p.starts(1)
-	defer p.starts(-1)
-	begin := time.Now()
+	p.mu.Lock()
+	p.rec.Wanted, p.rec.End, p.rec.StartedAt = true, End{}, time.Now()
+	kept := p.rec.Attachment
+	p.mu.Unlock()
+	err := p.save()
+	if err == nil {
+		err = p.tryVM(ctx, tr)
+	}
+	m := p.running()
+	if err == nil && m == nil {
+		err = fmt.Errorf("its virtual machine stopped at once: %w", errdefs.ErrUnavailable)
+	}
+	p.mu.Lock()
+	if err != nil {
+		p.rec.Wanted, p.rec.End = false, startEnd(err, tr)
+	} else {
+		p.rec.Attachment = m.attachment()
+	}
+	changed := err != nil || !same(p.rec.Attachment, kept)
+	p.mu.Unlock()
+	if changed {
+		if serr := p.save(); serr != nil {
+			p.set.log.Error("record start of pod", "pod", p.id, "err", serr)
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("start pod %s: %w", p.record().Name, err)
+	}
+	p.set.background.Go(func() { p.watch(m) })
+	p.set.publishPod(p, "start")
+	return nil
+}
+
+func (p *pod) tryVM(ctx context.Context, tr *trace) error {
 	pl, err := p.plan(ctx, nil, p.set.members(p.id)...)
 	if err != nil {
 		return err
 	}
 	tr.stage("plan")
-	err = p.inNewVM(ctx, pl, tr, func(m *machine) error { return p.beginVM(ctx, m, pl.size, tr) })
-	m := p.running()
-	p.mu.Lock()
-	p.rec.End, p.rec.StartedAt = End{}, begin
-	if err != nil {
-		p.rec.End = startEnd(err, tr)
-	} else if m != nil {
-		p.rec.Attachment = m.attachment()
-	}
-	p.mu.Unlock()
-	if serr := p.save(); serr != nil {
-		p.set.log.Error("record start of pod", "pod", p.id, "err", serr)
-	}
-	if err != nil {
-		return fmt.Errorf("start pod %s: %w", p.record().Name, err)
-	}
-	if m == nil {
-		return fmt.Errorf("start pod %s: its virtual machine stopped at once: %w", p.record().Name, errdefs.ErrUnavailable)
-	}
-	p.set.background.Go(func() { p.watch(m) })
-	return nil
+	return p.inNewVM(ctx, pl, tr, func(m *machine) error { return p.beginVM(ctx, m, pl.size, tr) })
+}
+
+func same(a, b *network.Attachment) bool {
+	return a == b || a != nil && b != nil && a.PodID == b.PodID && a.Device == b.Device
 }
 
 // beginVM tells a new VM who it is and gives it the pod's volumes.
@@ -393,7 +387,10 @@ func (p *pod) beginVM(ctx context.Context, m *machine, z size, tr *trace) error 
 		}
 		conf.Volumes = append(conf.Volumes, vol)
 	}
-	return m.configure(ctx, conf, tr)
+	if err := m.configure(ctx, conf, tr); err != nil {
+		return err
+	}
+	return m.update(func(r *vmRecord) { r.Begun = true })
 }
 
 func (p *pod) hostname() string {
@@ -423,19 +420,16 @@ func (p *pod) watch(m *machine) {
 	p.op.Lock()
 	defer p.op.Unlock()
 	p.mu.Lock()
-	mine := p.machine == m
-	unknown := mine || p.rec.FinishedAt.IsZero()
-	if unknown {
+	mine := p.machine == m // else somebody has ended it, or replaced it
+	if mine {
 		p.rec.End = end
 	}
 	p.mu.Unlock()
-	if mine {
-		p.destroyMachine(context.Background())
-	}
-	p.wake()
-	if !unknown {
+	defer p.wake()
+	if !mine {
 		return
 	}
+	p.destroyMachine(context.Background())
 	if err := p.save(); err != nil {
 		p.set.log.Error("record end of pod", "pod", p.id, "err", err)
 	}
@@ -460,16 +454,6 @@ func (p *pod) release() {
 	p.mu.Unlock()
 	if m != nil && !busy {
 		m.release()
-	}
-}
-
-// starts counts the starts under way: Close waits for none, and the last lets go instead.
-func (p *pod) starts(n int) {
-	p.mu.Lock()
-	p.starting += n
-	p.mu.Unlock()
-	if n < 0 && p.set.isClosing() {
-		p.release()
 	}
 }
 

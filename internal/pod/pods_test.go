@@ -80,8 +80,14 @@ func (b *bench) makePod(name string, sp PodSpec, containers ...CreateOptions) {
 			b.t.Error(err)
 		}
 		for _, s := range b.stores {
-			if left, err := store.Load[any](s, bucketPods); err != nil || len(left) > 0 {
-				b.t.Errorf("pods left: %v %v", left, err)
+			left, err := store.Load[podRecord](s, bucketPods)
+			for _, rec := range left {
+				if rec.Name == name {
+					b.t.Errorf("left: %+v", rec)
+				}
+			}
+			if err != nil {
+				b.t.Error(err)
 			}
 		}
 	})

@@ -30,6 +30,7 @@ type run struct {
 	trace    *trace         // of the start; nil: adopted
 	checks   *checks        // nil: none
 
+	dead     chan struct{} // the process has ended, or its VM
 	ended    chan struct{} // the run is over and the container's state says so
 	released chan struct{} // no goroutine of the run is left
 	pumps    sync.WaitGroup
@@ -47,7 +48,7 @@ type run struct {
 func newRun(c *container, m *machine, rr runRecord, log *logs.Log) *run {
 	return &run{
 		c: c, vm: m, pid: rr.PID, log: log, execs: map[string]*exec{},
-		ended: make(chan struct{}), released: make(chan struct{}), opening: newLock(),
+		dead: make(chan struct{}), ended: make(chan struct{}), released: make(chan struct{}), opening: newLock(),
 	}
 }
 
@@ -97,6 +98,9 @@ func (r *run) isEnded() bool {
 // returns early, without ending it, when this hyperd lets go of the VM.
 func (r *run) supervise() {
 	e, ok := r.wait()
+	if ok {
+		close(r.dead)
+	}
 	r.checks.end()
 	if !ok {
 		r.letGo()
@@ -107,7 +111,7 @@ func (r *run) supervise() {
 	if !r.drain() {
 		r.c.set.log.Warn("output did not end with its process", "container", r.c.id)
 	}
-	if r.vm.ctx.Err() != nil && r.c.set.isClosing() {
+	if r.vm.ctx.Err() != nil && !r.vm.isDestroyed() {
 		r.letGo() // before all output came: the next hyperd gets it
 		return
 	}
@@ -143,7 +147,7 @@ func (r *run) wait() (End, bool) {
 			return r.exited(x.st), true
 		}
 		if r.vm.ctx.Err() != nil {
-			return End{}, false
+			return r.let()
 		}
 		if r.vm.dies() {
 			return r.vm.died(), true
@@ -152,8 +156,17 @@ func (r *run) wait() (End, bool) {
 	case <-r.vm.vm.Done():
 		return r.vm.died(), true
 	case <-r.vm.ctx.Done():
+		return r.let()
+	}
+}
+
+// let is the end of a run whose VM is let go of: there is none yet, unless the VM is destroyed.
+func (r *run) let() (End, bool) {
+	if !r.vm.isDestroyed() {
 		return End{}, false
 	}
+	<-r.vm.vm.Done()
+	return r.vm.died(), true
 }
 
 // exited is how a process ended, as its guest says.
@@ -334,11 +347,12 @@ func (r *run) settle(e End) {
 		f.sinks = nil
 		defer f.mu.Unlock()
 	}
+	starts := c.pod.record().Starts
 	c.mu.Lock()
 	if err := c.transitionLocked(StatusExited); err != nil {
 		c.set.log.Error("end of a run", "err", err)
 	}
-	c.rec.End = e
+	c.rec.End, c.rec.Tried = e, starts
 	c.run = nil
 	c.started = make(chan struct{})
 	c.mu.Unlock()
@@ -352,9 +366,9 @@ func (r *run) notify(e End) {
 	c := r.c
 	close(r.ended)
 	c.mu.Lock()
-	defer c.mu.Unlock()
 	c.notifyLocked(ExitStatus{Code: e.ExitCode, Error: e.text()}, WaitNotRunning, WaitNextExit)
-	defer c.pod.wake()
+	c.mu.Unlock()
+	c.pod.wake()
 }
 
 // Wait returns a channel that gets the exit status once, unless ctx ends first.

@@ -79,7 +79,7 @@ type Size struct{ CPUs, MemMiB int }
 // A Set is all pods and containers of one hyperd. Its methods may be called
 // concurrently.
 //
-// Lock order: container.op, pod.op, Set.mu, pod.mu or container.mu. Nothing blocks while
+// Lock order: pod.life, container.op, pod.op, Set.mu, pod.mu or container.mu. Nothing blocks while
 // holding Set.mu, pod.mu or container.mu.
 type Set struct {
 	cfg Config
@@ -92,6 +92,7 @@ type Set struct {
 	podNames   map[string]string     // name → ID
 	execs      map[string]*exec      // by ID
 	traces     []*trace              // of the latest starts
+	settled    bool                  // all that was there is known
 	closing    bool
 
 	warm       *warmPool
@@ -127,6 +128,12 @@ func (s *Set) Close() {
 		c.release()
 	}
 	s.background.Wait()
+}
+
+func (s *Set) isAdopted() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.settled
 }
 
 func (s *Set) isClosing() bool {
@@ -221,7 +228,7 @@ func (s *Set) List(f Filter) []Container {
 	views := make([]Container, 0, len(all))
 	for _, c := range all {
 		v := c.view()
-		if f.All || v.Status == StatusRunning || v.Status == StatusPaused {
+		if f.All || v.Status == StatusRunning || v.Status == StatusPaused || v.Status == StatusRestarting {
 			views = append(views, v)
 		}
 	}

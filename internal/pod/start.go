@@ -34,7 +34,19 @@ func (s *Set) Start(ctx context.Context, ref string) error {
 	}
 	c.op.Lock()
 	defer c.op.Unlock()
-	return s.startLocked(ctx, c, begin)
+	c.setAsked(true)
+	defer c.setAsked(false)
+	err = s.startLocked(ctx, c, begin)
+	if err != nil && !errdefs.IsNotModified(err) {
+		err = errors.Join(err, c.setStopped()) // who has asked knows of it: that is no case for its policy
+	}
+	return err
+}
+
+func (c *container) setAsked(asked bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.asked = asked
 }
 
 // startLocked is Start with c.op held.
@@ -71,11 +83,10 @@ func (s *Set) start(ctx context.Context, c *container, tr *trace) error {
 	if err := p.joinable(c); err != nil {
 		return err
 	}
-	if why := p.isClosed(); why != "" {
-		return textError{fmt.Sprintf("pod %s %s", p.record().Name, why), errdefs.ErrConflict}
+	if err := p.begin(); err != nil {
+		return err
 	}
-	p.starts(1)
-	defer p.starts(-1)
+	defer p.ended()
 	p.op.Lock()
 	m := p.running()
 	if m == nil && p.explicit() {
@@ -189,12 +200,12 @@ func (p *pod) makeRoom(ctx context.Context, m *machine, c *container, tr *trace)
 }
 
 // endWith ends the VM if it was there for containers only and c, which does not run any more, was
-// the last, or if the VM has ended by itself. Precondition: p.op is held.
+// the last, and says whether the VM is ended. Precondition: p.op is held.
 func (p *pod) endWith(ctx context.Context, m *machine, c *container) (ended bool) {
 	p.mu.Lock()
 	mine := p.machine == m
 	p.mu.Unlock()
-	if !mine || p.explicit() && !isClosed(m.vm.Done()) {
+	if !mine || p.explicit() { // which watches its VM
 		return !mine
 	}
 	for id := range m.record().Containers {
@@ -255,6 +266,7 @@ func (c *container) enter(m *machine, launched *guest.Process, tr *trace) error 
 	r := newRun(c, m, rr, log)
 	r.launched, r.trace = launched, tr
 	r.checks = newChecks(r, fresh)
+	starts := c.pod.record().Starts
 	c.mu.Lock()
 	if fresh {
 		err = c.transitionLocked(StatusRunning)
@@ -267,8 +279,10 @@ func (c *container) enter(m *machine, launched *guest.Process, tr *trace) error 
 	if rr.Paused {
 		c.rec.Status = StatusPaused
 	}
-	c.rec.End = End{}
-	c.rec.Stopped = false
+	c.rec.End, c.rec.Tried = End{}, starts
+	if c.asked {
+		c.rec.Stopped, c.rec.RestartCount, c.rec.Streak = false, 0, 0
+	}
 	c.run = r
 	close(c.started)
 	c.mu.Unlock()
@@ -276,7 +290,7 @@ func (c *container) enter(m *machine, launched *guest.Process, tr *trace) error 
 	if fresh {
 		tr.end(m.info().Road)
 	}
-	if c.spec().keeps() {
+	if c.spec().keeps() || c.pod.explicit() {
 		c.pod.keep()
 	}
 	if fresh && !c.spec().AutoRemove {
@@ -293,8 +307,12 @@ func (c *container) enter(m *machine, launched *guest.Process, tr *trace) error 
 // startFailed leaves the container as it was, with the reason.
 func (c *container) startFailed(ctx context.Context, err error, tr *trace) error {
 	endSinks(append(c.out[0].take(), c.out[1].take()...))
+	starts := c.pod.record().Starts
+	var closed *closedError
 	c.mu.Lock()
-	c.rec.End = startEnd(err, tr)
+	if !errors.As(err, &closed) { // else it was not tried
+		c.rec.End, c.rec.Tried = startEnd(err, tr), starts
+	}
 	remove := c.rec.Spec.AutoRemove
 	if remove {
 		c.notifyLocked(ExitStatus{Code: c.rec.ExitCode, Error: c.rec.text()}, WaitNextExit, WaitNotRunning)

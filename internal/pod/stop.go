@@ -28,12 +28,9 @@ func (s *Set) Stop(ctx context.Context, ref, sig string, timeout *int) error {
 	if err != nil {
 		return err
 	}
-	if err := c.setStopped(); err != nil {
-		return err
-	}
-	r, err := c.running()
+	r, err := c.stopping()
 	if err != nil {
-		return textError{"container " + c.id + " is already stopped", errdefs.ErrNotModified}
+		return err
 	}
 	r.end(CauseStopped, "")
 	if err := r.stop(ctx, sig, timeout); err != nil {
@@ -65,18 +62,11 @@ func (r *run) stop(ctx context.Context, sig string, timeout *int) error {
 	if err := r.signal(ctx, num); err != nil {
 		r.c.set.log.Warn("stop signal", "container", r.c.id, "err", err)
 	}
-	var expired <-chan time.Time // a negative timeout waits for ever
-	if seconds >= 0 {
-		t := time.NewTimer(left)
-		defer t.Stop()
-		expired = t.C
+	if seconds < 0 {
+		left = -1 // for ever
 	}
-	select {
-	case <-r.ended:
-		return nil
-	case <-expired:
-	case <-ctx.Done():
-		return ctx.Err()
+	if err := r.await(ctx, left); !errors.Is(err, errStuck) {
+		return err
 	}
 	return r.kill(ctx)
 }
@@ -84,15 +74,33 @@ func (r *run) stop(ctx context.Context, sig string, timeout *int) error {
 // setStopped says that somebody stopped the container, so that its policy does
 // not start it again.
 func (c *container) setStopped() error {
+	starts := c.pod.record().Starts
 	c.mu.Lock()
-	was := c.rec.Stopped
-	c.rec.Stopped = true
+	was := c.rec.Stopped && c.rec.StoppedIn == starts
+	c.rec.Stopped, c.rec.StoppedIn = true, starts
 	c.mu.Unlock()
 	if was || c.spec().AutoRemove {
 		return nil
 	}
 	c.pod.wake()
 	return c.save()
+}
+
+// stopping is setStopped, and returns the container's run. A start that is under way is waited for.
+func (c *container) stopping() (*run, error) {
+	r, err := c.running()
+	if err != nil {
+		c.op.Lock()
+		defer c.op.Unlock()
+		r, err = c.running()
+	}
+	if serr := c.setStopped(); serr != nil {
+		return nil, serr
+	}
+	if err != nil {
+		return nil, textError{"container " + c.id + " is already stopped", errdefs.ErrNotModified}
+	}
+	return r, nil
 }
 
 // thaw resumes what is paused: a frozen process can't act on a signal. That
@@ -106,31 +114,84 @@ func (r *run) thaw(ctx context.Context) {
 	}
 }
 
+// errStuck says that a process did not end in time.
+var errStuck = errors.New("the process did not end in time")
+
+// await waits until the run is over, or fails with errStuck if its process has not ended within
+// timeout; negative: never. What is to be done after that takes a bounded time.
+func (r *run) await(ctx context.Context, timeout time.Duration) error {
+	var expired <-chan time.Time
+	if timeout >= 0 {
+		t := time.NewTimer(timeout)
+		defer t.Stop()
+		expired = t.C
+	}
+	exited := r.dead
+	for {
+		select {
+		case <-r.ended:
+			return nil
+		case <-exited:
+			exited, expired = nil, nil
+		case <-expired:
+			return errStuck
+		case <-r.released:
+			if isClosed(r.ended) {
+				return nil
+			}
+			return fmt.Errorf("hyperd ends: %w", errdefs.ErrUnavailable)
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+// patience is how often a guest that does not kill a process is asked whether it lives, while others
+// run in it. It may have a lot to do.
+const patience = 2
+
 // kill ends the process for certain: with SIGKILL, or its VM if the guest
 // does not obey in time.
 func (r *run) kill(ctx context.Context) error {
 	if err := r.signal(ctx, unix.SIGKILL); err != nil {
 		r.c.set.log.Warn("kill signal", "container", r.c.id, "err", err)
 	}
-	t := time.NewTimer(killTimeout)
-	defer t.Stop()
-	select {
-	case <-r.ended:
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
-	case <-t.C:
+	err := r.await(ctx, killTimeout)
+	for n := 0; n < patience && errors.Is(err, errStuck) && len(r.others()) > 0 && r.vm.answers(ctx); n++ {
+		err = r.await(ctx, killTimeout)
+	}
+	if !errors.Is(err, errStuck) {
+		return err
 	}
 	r.c.set.log.Error("the guest did not kill its process: ending the VM", "container", r.c.id)
+	for _, other := range r.others() {
+		other.end(CauseVMM, fmt.Sprintf("the guest did not end container %s when it was told to, so its virtual machine was ended", r.c.name()))
+	}
 	if err := r.vm.vm.Kill(ctx); err != nil {
 		return err
 	}
-	select {
-	case <-r.ended:
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
+	return r.await(ctx, -1)
+}
+
+// others are the runs of other containers in the same VM.
+func (r *run) others() (all []*run) {
+	for _, c := range r.c.set.members(r.c.podID) {
+		if other, err := c.running(); err == nil && other != r && other.vm == r.vm {
+			all = append(all, other)
+		}
 	}
+	return all
+}
+
+// answers says whether the guest is well enough to answer.
+func (m *machine) answers(ctx context.Context) bool {
+	ctx, cancel := context.WithTimeout(ctx, answerTimeout)
+	defer cancel()
+	g, err := m.guest(ctx)
+	if err == nil {
+		_, err = g.Info(ctx, &wire.InfoRequest{})
+	}
+	return err == nil
 }
 
 func (r *run) signal(ctx context.Context, sig unix.Signal) error {
@@ -216,14 +277,16 @@ func (s *Set) Restart(ctx context.Context, ref, sig string, timeout *int) error 
 			return fmt.Errorf("restart container %s: it removes itself when it stops: %w", c.name(), conflict)
 		}
 	}
-	if err := s.Stop(ctx, c.id, sig, timeout); err != nil && !errdefs.IsNotModified(err) {
-		return err
+	err = c.busily(func() error {
+		if err := s.Stop(ctx, c.id, sig, timeout); err != nil && !errdefs.IsNotModified(err) {
+			return err
+		}
+		return s.Start(ctx, c.id)
+	})
+	if err == nil {
+		s.publish(c, "restart")
 	}
-	if err := s.Start(ctx, c.id); err != nil {
-		return err
-	}
-	s.publish(c, "restart")
-	return nil
+	return err
 }
 
 // Remove deletes a container that does not run; with force it is killed first.
@@ -231,6 +294,9 @@ func (s *Set) Remove(ctx context.Context, ref string, force bool) error {
 	c, err := s.find(ref)
 	if err != nil {
 		return err
+	}
+	if !force && c.isRestarting() {
+		return textError{fmt.Sprintf("cannot remove container \"%s\": container is restarting: stop the container before removing or force remove", c.name()), conflict}
 	}
 	for {
 		done, err := c.removeStopped(ctx)

@@ -28,6 +28,7 @@ type vmRecord struct {
 	Containers map[string]runRecord // that run in it, or are about to, by ID
 	Slots      map[string]slot      // by the ID of the disk in the guest
 	Memory     int64                // that containers might use at most so far, bytes
+	Begun      bool                 // its pod was made as such, and the guest told who it is
 }
 
 // A runRecord is what is kept of a container that runs.
@@ -54,9 +55,10 @@ type machine struct {
 	ctx    context.Context // ends when this hyperd lets go of the VM
 	cancel context.CancelFunc
 
-	saving sync.Mutex // held while the record is written, so that the last state stays
-	recMu  sync.Mutex // guards rec, of which the maps are changed by update only
-	rec    vmRecord
+	saving    sync.Mutex // held while the record is written, so that the last state stays
+	destroyed bool       // guarded by saving: the record goes, or has gone
+	recMu     sync.Mutex // guards rec, of which the maps are changed by update only
+	rec       vmRecord
 
 	dialling lock // held while dialling
 	mu       sync.Mutex
@@ -181,6 +183,9 @@ func (m *machine) release() {
 // closed when that is done, and only then may the pod start again.
 func (m *machine) destroy(ctx context.Context) <-chan struct{} {
 	ctx = context.WithoutCancel(ctx) // often it is called because ctx has ended
+	m.saving.Lock()
+	m.destroyed = true
+	m.saving.Unlock()
 	m.release()
 	if m.vm != nil {
 		if err := m.vm.Kill(ctx); err != nil {
@@ -226,13 +231,23 @@ func (s *Set) keepsAttachment(rec vmRecord) bool {
 	return kept != nil && kept.PodID == rec.Attachment.PodID
 }
 
-// update changes the record and writes it.
+// isDestroyed says whether the VM is ended here, for good.
+func (m *machine) isDestroyed() bool {
+	m.saving.Lock()
+	defer m.saving.Unlock()
+	return m.destroyed
+}
+
+// update changes the record and writes it. Errors: vmm.ErrGone when the VM is destroyed.
 func (m *machine) update(change func(*vmRecord)) error {
 	m.saving.Lock()
 	defer m.saving.Unlock()
 	m.recMu.Lock()
 	change(&m.rec)
 	m.recMu.Unlock()
+	if m.destroyed {
+		return fmt.Errorf("record virtual machine %s: %w", m.id(), vmm.ErrGone)
+	}
 	return m.set.cfg.Runtime.Put(bucketVMs, m.id(), m.record())
 }
 
