@@ -32,7 +32,11 @@ var rowKinds = []struct {
 	{"sized", sized},
 	{"exec", execTrue},
 	{"memory", memory},
-	{"pods", pods},
+	{"pod-add", second},
+	{"pod-again", later},
+	{"pod-three", several},
+	{"pod-memory", podMemory},
+	{"pod-localhost", localhost},
 }
 
 func rowNames() []string {

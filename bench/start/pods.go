@@ -31,19 +31,6 @@ const podRest = time.Second
 // idle is a container that does nothing.
 var idle = []string{"-d", "IMG", "sleep", "100000"}
 
-// pods is what a further container of a pod costs.
-func pods(ctx context.Context, b *bench) ([]section, error) {
-	var all []section
-	for _, measure := range []func(context.Context, *bench) ([]section, error){second, later, several, podMemory, localhost} {
-		sections, err := measure(ctx, b)
-		if err != nil {
-			return nil, err
-		}
-		all = append(all, sections...)
-	}
-	return all, nil
-}
-
 // addNeighbour makes a container, and for inPod a pod, that others are put beside.
 func addNeighbour(ctx context.Context, e *engine, beside []string) error {
 	args := []string{"run", "--name", neighbour}
@@ -258,40 +245,56 @@ func localhost(ctx context.Context, b *bench) ([]section, error) {
 	}
 	var sections []section
 	for _, of := range []struct {
-		c     contender
-		name  string
-		limit float64
-	}{{clone, "**Hyper**", 1.1}, {docker, "Docker", 0}} {
-		if len(b.asked([]contender{of.c})) == 0 {
+		contender
+		name string
+	}{{clone.promising(1.1), "Hyper"}, {docker, "Docker"}} {
+		if len(b.asked([]contender{of.contender})) == 0 {
 			continue
 		}
-		s := section{title: "round trip over localhost, " + of.name, unit: "µs", promise: ratio, to: "two processes of one container"}
-		who := []contender{of.c.promising(of.limit).with("two containers of a pod"), of.c.with(s.to)}
-		s.results, err = b.roundTrips(ctx, who, program)
+		s := section{title: "round trip over localhost, " + of.name, unit: "µs", promise: ratio, to: paths[1].label}
+		s.results, err = b.roundTrips(ctx, of.contender, program)
 		if ctx.Err() != nil {
 			return nil, ctx.Err()
 		}
 		if err != nil {
-			for _, c := range who {
-				s.results = append(s.results, result{contender: c, missing: reason(err)})
-			}
+			s.results = []result{{contender: of.with(s.to), missing: reason(err)}}
 		}
 		sections = append(sections, s)
 	}
 	return sections, nil
 }
 
-// roundTrips has the first of two contenders ask the neighbour from another
-// container, the second from the neighbour's own.
-func (b *bench) roundTrips(ctx context.Context, who []contender, program string) (results []result, err error) {
-	e, err := b.engines.get(ctx, who[0].engine)
+// other is the name of a container beside the neighbour.
+const other = "bench-other"
+
+// paths are where round trips go: from a container, by a program with a CPU of its own
+// or none, to a server in the neighbour. No two use the same file, as other programs would not.
+var paths = []struct {
+	label, from string
+	ask         []string
+	port        int
+}{
+	{"**two containers**", other, []string{"/ask"}, 7007},
+	{"two processes of one container", neighbour, []string{"/ask"}, 7007},
+	{"two containers, each on a CPU of its own", other, []string{"taskset", "2", "/ask"}, 7008},
+	{"two processes, each on a CPU of its own", neighbour, []string{"taskset", "2", "/ask"}, 7008},
+}
+
+// roundTrips measures c's paths.
+func (b *bench) roundTrips(ctx context.Context, c contender, program string) (results []result, err error) {
+	e, err := b.engines.get(ctx, c.engine)
 	if err != nil {
 		return nil, err
 	}
-	const other, address = "bench-other", "127.0.0.1:7007"
-	from := map[string]string{who[0].label: other, who[1].label: neighbour}
+	var who []contender
+	for i, p := range paths {
+		who = append(who, c.with(p.label))
+		if i > 0 {
+			who[i].limit = 0
+		}
+	}
 	err = beside(ctx, e, byDocker, func() (err error) {
-		if _, err := ours.Output(e.ofImage(ctx, append(append([]string{"run", "--name", other}, byDocker...), idle...))); err != nil {
+		if _, err := ours.Output(e.ofImage(ctx, slices.Concat([]string{"run", "--name", other}, byDocker, idle))); err != nil {
 			return err
 		}
 		defer func() {
@@ -300,19 +303,13 @@ func (b *bench) roundTrips(ctx context.Context, who []contender, program string)
 			_, rmErr := ours.Output(e.command(stop, "rm", "-f", other))
 			err = errors.Join(err, rmErr)
 		}()
-		for _, name := range from {
-			if err := install(e.command(ctx, "exec", "-i", name, "sh", "-c", "cat >/echo && chmod +x /echo"), program); err != nil {
-				return err
-			}
-		}
-		if _, err := ours.Output(e.command(ctx, "exec", "-d", neighbour, "/echo", "serve", address)); err != nil {
-			return err
-		}
-		if err := rest(ctx, podRest); err != nil {
+		if err := serveEcho(ctx, e, program); err != nil {
 			return err
 		}
 		results, err = b.alternate(ctx, b.n, who, func(ctx context.Context, c contender, e *engine) (float64, error) {
-			out, err := ours.Output(e.command(ctx, "exec", from[c.label], "/echo", "ask", address, strconv.Itoa(roundTrips)))
+			p := paths[slices.IndexFunc(who, func(w contender) bool { return w.label == c.label })]
+			args := slices.Concat([]string{"exec", p.from}, p.ask, []string{"ask", strconv.Itoa(p.port), strconv.Itoa(roundTrips)})
+			out, err := ours.Output(e.command(ctx, args...))
 			if err != nil {
 				return 0, err
 			}
@@ -321,6 +318,21 @@ func (b *bench) roundTrips(ctx context.Context, who []contender, program string)
 		return err
 	})
 	return results, err
+}
+
+// serveEcho puts the program where paths want it, and starts its servers.
+func serveEcho(ctx context.Context, e *engine, program string) error {
+	for _, at := range [][2]string{{neighbour, "/echo"}, {neighbour, "/ask"}, {other, "/ask"}} {
+		if err := install(e.command(ctx, "exec", "-i", at[0], "sh", "-c", "cat >"+at[1]+" && chmod +x "+at[1]), program); err != nil {
+			return err
+		}
+	}
+	for _, server := range [][]string{{"/echo", "serve", "7007"}, {"taskset", "1", "/echo", "serve", "7008"}} {
+		if _, err := ours.Output(e.command(ctx, slices.Concat([]string{"exec", "-d", neighbour}, server)...)); err != nil {
+			return err
+		}
+	}
+	return rest(ctx, podRest)
 }
 
 // install gives a command a file as its standard input.
