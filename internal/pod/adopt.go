@@ -203,17 +203,17 @@ func (s *Set) adoptContainers(ctx context.Context, p *pod, m *machine, running [
 // evict takes a container out of a VM that a hyperd was killed over starting
 // or ending it.
 func (p *pod) evict(m *machine, id string) {
-	p.op.Lock()
-	defer p.op.Unlock()
-	ctx := m.ctx
-	err := m.deleteContainer(ctx, id)
-	if err == nil {
-		err = m.vacate(ctx, id)
+	p.set.mu.Lock()
+	c := p.set.containers[id]
+	p.set.mu.Unlock()
+	if c != nil {
+		c.op.Lock()
+		defer c.op.Unlock()
+		if _, err := c.running(); err == nil {
+			return // somebody has started it, and has done this before
+		}
 	}
-	if err == nil {
-		err = m.update(func(r *vmRecord) { delete(r.Containers, id) })
-	}
-	if err != nil && ctx.Err() == nil {
+	if err := p.letGo(m.ctx, m, id); err != nil && m.ctx.Err() == nil {
 		p.set.log.Error("take what is left of a container out of its VM", "container", id, "err", err)
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -64,6 +65,12 @@ func (e End) text() string {
 		se.Tried = e.Detail
 	}
 	return se.Error()
+}
+
+// oneLine makes text one line that is harmless on a terminal.
+func oneLine(text string) string {
+	const most = 40 // lines
+	return strings.ReplaceAll(vmm.LastLines([]byte(text), most), "\n", "; ")
 }
 
 // A container is one container of the Set.

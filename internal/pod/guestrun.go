@@ -51,12 +51,17 @@ func (m *machine) run(ctx context.Context, c *container, conf *wire.ConfigureReq
 	if err := runFailure(resp, sp.Args[0]); err != nil {
 		return nil, err
 	}
-	return launched, m.update(func(r *vmRecord) {
+	err = m.update(func(r *vmRecord) {
 		if r.Info.BootTime == 0 {
 			r.Info.BootTime = at.Sub(m.bootedAt)
 		}
 		r.Containers[c.id] = runRecord{PID: resp.Pid, StartedAt: time.Now(), Stdin: sp.Stdin}
 	})
+	if err != nil {
+		launched.Close()
+		return nil, err
+	}
+	return launched, nil
 }
 
 // configure is the first call to the guest of a VM that has no container yet.

@@ -8,6 +8,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/hyper-run/hyper/internal/guest/wire"
 	"github.com/hyper-run/hyper/internal/network"
 )
 
@@ -181,13 +182,66 @@ func (p *pod) sizeWith(m *machine, add ...*container) size {
 	for _, c := range p.set.members(p.id) {
 		running := false
 		if m != nil {
-			_, running = m.runRecord(c.id)
+			rr, there := m.runRecord(c.id)
+			running = there && !rr.Left
 		}
 		if running || slices.Contains(add, c) {
 			all = append(all, c.spec().Resources)
 		}
 	}
 	return p.set.sizeOf(all, p.record().Spec.Resources)
+}
+
+// conf tells the guest what the pod may use.
+func (z size) conf() *wire.ConfigureRequest {
+	return &wire.ConfigureRequest{MemoryMaxBytes: uint64(z.memory), Cpus: uint32(z.cpus)}
+}
+
+// sizes are what was told to a guest last. Starts side by side tell it each what the pod
+// may use with them, and nobody knows which of it the guest heard last.
+type sizes struct {
+	wanted  size
+	telling int  // starts that tell it at the moment
+	mixed   bool // these do not say the same
+}
+
+// sizing notes what the guest is told; n is 1 for a start, which unifySize ends. Precondition: p.op is held.
+func (m *machine) sizing(z size, n int) {
+	m.recMu.Lock()
+	defer m.recMu.Unlock()
+	w := m.sizes.wanted
+	m.sizes.mixed = m.sizes.mixed || m.sizes.telling > 0 && (w.memory != z.memory || w.cpus != z.cpus)
+	m.sizes.wanted = z
+	m.sizes.telling += n
+}
+
+// unifySize ends the telling of a start. The last tells the guest what the pod may use with all of them.
+func (p *pod) unifySize(ctx context.Context, m *machine) error {
+	m.recMu.Lock()
+	m.sizes.telling--
+	last := m.sizes.telling == 0 && m.sizes.mixed
+	m.recMu.Unlock()
+	if !last {
+		return nil
+	}
+	p.op.Lock()
+	defer p.op.Unlock()
+	m.recMu.Lock()
+	m.sizes.mixed = m.sizes.telling > 0
+	z := m.sizes.wanted
+	m.recMu.Unlock()
+	return m.tell(ctx, z)
+}
+
+// tell tells the guest what the pod may use.
+func (m *machine) tell(ctx context.Context, z size) error {
+	ctx, cancel := context.WithTimeout(ctx, answerTimeout)
+	defer cancel()
+	g, err := m.guest(ctx)
+	if err == nil {
+		_, err = g.Configure(ctx, z.conf())
+	}
+	return err
 }
 
 // fit makes z fit into a running VM: those without a limit have to share what

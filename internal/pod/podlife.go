@@ -378,8 +378,6 @@ func (s *Set) UpdatePod(ctx context.Context, ref string, res PodResources) error
 // the host's memory it is never less than before: what the guest gives back
 // arrives later, and the VM must not be ended for that. Precondition: the pod's op is held.
 func (m *machine) resize(ctx context.Context, z size) error {
-	ctx, cancel := context.WithTimeout(ctx, answerTimeout)
-	defer cancel()
 	info := m.info()
 	if why := info.fit(&z); why != "" {
 		return fmt.Errorf("%s; stop it to give it more: %w", why, conflict)
@@ -391,11 +389,8 @@ func (m *machine) resize(ctx context.Context, z size) error {
 	if err := m.set.cfg.Groups.Update(m.id(), most.onHost(info.MemMiB)); err != nil {
 		return err
 	}
-	g, err := m.guest(ctx)
-	if err == nil {
-		_, err = g.Configure(ctx, &wire.ConfigureRequest{MemoryMaxBytes: uint64(z.memory), Cpus: uint32(z.cpus)})
-	}
-	if err != nil {
+	m.sizing(z, 0)
+	if err := m.tell(ctx, z); err != nil {
 		return fmt.Errorf("limits of the pod: %w", err)
 	}
 	return nil

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
 
 	"github.com/hyper-run/hyper/internal/guest"
 	"github.com/hyper-run/hyper/internal/guest/wire"
@@ -42,7 +43,8 @@ type run struct {
 	stdin   io.WriteCloser
 	mu      sync.Mutex // guards what follows
 	execs   map[string]*exec
-	reason  End // why it is being ended, if somebody here does that
+	reason  End    // why it is being ended, if somebody here does that
+	signals uint64 // that somebody sent, which are no reason by themselves: bits
 }
 
 func newRun(c *container, m *machine, rr runRecord, log *logs.Log) *run {
@@ -150,11 +152,11 @@ func (r *run) wait() (End, bool) {
 			return r.let()
 		}
 		if r.vm.dies() {
-			return r.vm.died(), true
+			return r.died(), true
 		}
-		return End{Cause: CauseVMM, ExitCode: 255, Error: "lost the guest: " + x.err.Error(), FinishedAt: time.Now()}, true
+		return End{Cause: CauseVMM, ExitCode: 255, Error: oneLine("lost the guest: " + x.err.Error()), FinishedAt: time.Now()}, true
 	case <-r.vm.vm.Done():
-		return r.vm.died(), true
+		return r.died(), true
 	case <-r.vm.ctx.Done():
 		return r.let()
 	}
@@ -166,23 +168,45 @@ func (r *run) let() (End, bool) {
 		return End{}, false
 	}
 	<-r.vm.vm.Done()
-	return r.vm.died(), true
+	return r.died(), true
 }
 
 // exited is how a process ended, as its guest says.
 func (r *run) exited(st *wire.WaitResponse) End {
 	e := End{Cause: CauseExit, ExitCode: int(st.ExitCode), Signal: int(st.Signal), OOMKilled: st.OomKilled, FinishedAt: time.Now()}
-	const maxDetail = 4 << 10
-	switch {
-	case st.OomKilled:
-		e.Cause, e.Detail = CauseOOM, strings.ToValidUTF8(st.OomDetail[:min(len(st.OomDetail), maxDetail)], "")
-	case r.why() != End{}:
-		e.Cause, e.Detail = r.why().Cause, r.why().Detail
+	oom := ""
+	if st.OomKilled {
+		const maxDetail = 4 << 10
+		oom = vmm.LastLines([]byte(st.OomDetail[:min(len(st.OomDetail), maxDetail)]), vmm.ConsoleLines)
+	}
+	switch why := r.why(); {
+	case why != End{}:
+		e.Cause, e.Detail = why.Cause, why.Detail
+	case st.OomKilled && e.ExitCode != 0: // else it got over it
+		e.Cause = CauseOOM
+	case r.wasSent(e.Signal):
+		e.Cause, e.Detail = CauseStopped, sentTo(e.Signal)
 	case e.Signal != 0:
 		e.Cause = CauseSignal
 	}
+	e.Detail = strings.TrimSpace(e.Detail + "\n" + oom)
 	return e
 }
+
+// sent notes that somebody sent a signal, which may or may not end the process.
+func (r *run) sent(sig unix.Signal) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.signals |= 1 << (sig - 1)
+}
+
+func (r *run) wasSent(sig int) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return sig > 0 && r.signals&(1<<(sig-1)) != 0
+}
+
+func sentTo(sig int) string { return fmt.Sprintf("signal %d was sent to it", sig) }
 
 // end says why the run is about to be ended; the first reason counts.
 func (r *run) end(cause Cause, detail string) {
@@ -199,12 +223,24 @@ func (r *run) why() End {
 	return r.reason
 }
 
-// died describes the end of a VM that ended by itself.
+// died is the end of a run whose VM has ended.
+func (r *run) died() End {
+	e := r.vm.died()
+	if why := r.why(); why != (End{}) && r.vm.vm.Exit().Reason == vmm.ExitKilled {
+		e.Cause, e.Detail = why.Cause, why.Detail
+	}
+	return e
+}
+
+// died describes the end of a VM.
 func (m *machine) died() End {
 	exit := m.vm.Exit()
 	e := End{
-		Cause: CauseVMM, ExitCode: 137, Error: "the virtual machine stopped: " + describeExit(exit),
-		Stderr: exit.Stderr, Console: m.console(), FinishedAt: time.Now(),
+		Cause: CauseVMM, ExitCode: 137, Error: oneLine("the virtual machine stopped: " + describeExit(exit)),
+		Stderr: vmm.LastLines([]byte(exit.Stderr), vmm.ConsoleLines), FinishedAt: time.Now(),
+	}
+	if exit.Reason != vmm.ExitKilled { // it is gone, and was not the reason
+		e.Console = m.console()
 	}
 	if exit.Reason == vmm.ExitPanic || exit.Reason == vmm.ExitReset {
 		e.Cause = CausePanic
@@ -265,14 +301,14 @@ func (r *run) finish(e End) {
 		if err := r.vm.setRun(c.id, func(rr *runRecord) { rr.Ended = &e }); err != nil {
 			s.log.Error("record end", "container", c.id, "err", err)
 		}
-		if err := r.vm.deleteContainer(ctx, c.id); err != nil {
+		if err := r.vm.deleteContainer(ctx, c.id, unmountTimeout); err != nil {
 			s.log.Warn("unmount container", "container", c.id, "err", err)
 		} else {
 			clean = true
 		}
 	}
 	p.op.Lock()
-	over := p.endWith(ctx, r.vm, c)
+	over := p.endWith(ctx, r.vm, c.id)
 	p.op.Unlock()
 	r.pumps.Wait()
 	r.forgetExecs()
@@ -282,7 +318,7 @@ func (r *run) finish(e End) {
 	r.settle(e)
 	if !over { // the VM's record says how it ended until its own does
 		p.op.Lock()
-		if err := p.leave(ctx, r.vm, c, clean); err != nil {
+		if err := p.leave(ctx, r.vm, c.id, clean); err != nil {
 			s.log.Error("take a container out of its VM", "container", c.id, "err", err)
 		}
 		p.op.Unlock()

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/containerd/errdefs"
 
@@ -124,10 +125,13 @@ func (m *machine) place(ctx context.Context, n *needs) error {
 		err = m.insert(ctx, fill, plug)
 	}
 	if err != nil {
-		return errors.Join(fmt.Errorf("give the VM its disks: %w", err), m.vacate(ctx, n.user))
+		return errors.Join(fmt.Errorf("give the VM its disks: %w", err), m.vacate(context.WithoutCancel(ctx), n.user))
 	}
 	return nil
 }
+
+// slotTimeout bounds what a VMM takes to change its disks: who waits holds the pod's op.
+const slotTimeout = 20 * time.Second
 
 // findSlot finds a place for a file: where it is already if it may be shared,
 // an empty slot, or else a new one that is to be plugged.
@@ -153,6 +157,8 @@ func findSlot(slots map[string]slot, path string, readOnly bool) (string, slot) 
 }
 
 func (m *machine) insert(ctx context.Context, fill, plug []vmm.Disk) error {
+	ctx, cancel := context.WithTimeout(ctx, slotTimeout)
+	defer cancel()
 	if len(fill) > 0 {
 		f, ok := m.vm.(vmm.Filler)
 		if !ok {
@@ -189,6 +195,8 @@ func (m *machine) vacate(ctx context.Context, user string) error {
 			empty = append(empty, id)
 		}
 	}
+	ctx, cancel := context.WithTimeout(ctx, slotTimeout)
+	defer cancel()
 	var errs []error
 	if f, ok := m.vm.(vmm.Filler); ok && len(empty) > 0 {
 		errs = append(errs, f.Empty(ctx, empty))

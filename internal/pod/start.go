@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -87,6 +88,9 @@ func (s *Set) start(ctx context.Context, c *container, tr *trace) error {
 		return err
 	}
 	defer p.ended()
+	if err := p.letGoOf(ctx, c); err != nil {
+		return fmt.Errorf("start container %s: %w", c.name(), err)
+	}
 	p.op.Lock()
 	m := p.running()
 	if m == nil && p.explicit() {
@@ -96,11 +100,21 @@ func (s *Set) start(ctx context.Context, c *container, tr *trace) error {
 		}
 		m = p.running()
 	}
-	if m == nil {
-		defer p.op.Unlock()
-		return p.startFirst(ctx, c, tr)
+	if m != nil {
+		return p.startNext(ctx, m, c, tr) // unlocks p.op
 	}
-	return p.startNext(ctx, m, c, tr) // unlocks p.op
+	defer p.op.Unlock()
+	switch id := c.spec().JoinNet; {
+	case p.explicit():
+		return fmt.Errorf("start container %s: the pod's virtual machine has just ended: %w", c.name(), errdefs.ErrUnavailable)
+	case id != "":
+		return notRunning(id)
+	}
+	return p.startFirst(ctx, c, tr)
+}
+
+func notRunning(id string) error {
+	return textError{"cannot join network of a non running container: " + id, errdefs.ErrConflict}
 }
 
 // joinable says whether the container whose pod c joined is there.
@@ -114,7 +128,7 @@ func (p *pod) joinable(c *container) error {
 		return err
 	}
 	if _, err := other.running(); err != nil {
-		return textError{fmt.Sprintf("cannot join network of a non running container: %s", other.id), errdefs.ErrConflict}
+		return notRunning(other.id)
 	}
 	return nil
 }
@@ -146,10 +160,14 @@ func (p *pod) startNext(ctx context.Context, m *machine, c *container, tr *trace
 	if err != nil {
 		return err
 	}
-	conf := &wire.ConfigureRequest{MemoryMaxBytes: uint64(z.memory), Cpus: uint32(z.cpus)}
-	launched, err := m.run(ctx, c, conf, n, tr)
+	launched, err := m.run(ctx, c, z.conf(), n, tr)
 	if err == nil {
-		err = c.enter(m, launched, tr)
+		if err = c.enter(m, launched, tr); err != nil {
+			launched.Close()
+		}
+	}
+	if uerr := p.unifySize(ctx, m); uerr != nil {
+		p.set.log.Error("limits of a pod", "pod", p.id, "err", uerr)
 	}
 	if err == nil {
 		return nil
@@ -158,9 +176,7 @@ func (p *pod) startNext(ctx context.Context, m *machine, c *container, tr *trace
 	if errors.As(err, &spoiled) {
 		err = spoiled.err // the VM ran: its template was not the reason
 	}
-	p.op.Lock()
-	defer p.op.Unlock()
-	return errors.Join(err, p.leave(ctx, m, c, false))
+	return errors.Join(err, p.letGo(ctx, m, c.id))
 }
 
 // makeRoom has a VM take one more container: its memory, its disks. Precondition: p.op is held.
@@ -193,23 +209,24 @@ func (p *pod) makeRoom(ctx context.Context, m *machine, c *container, tr *trace)
 		err = m.place(ctx, n)
 	}
 	tr.stage("fill")
-	if err != nil {
-		return z, nil, errors.Join(err, p.leave(ctx, m, c, false))
+	if err != nil { // the guest has never heard of it
+		return z, nil, errors.Join(err, p.leave(ctx, m, c.id, true))
 	}
+	m.sizing(z, 1)
 	return z, n, nil
 }
 
-// endWith ends the VM if it was there for containers only and c, which does not run any more, was
-// the last, and says whether the VM is ended. Precondition: p.op is held.
-func (p *pod) endWith(ctx context.Context, m *machine, c *container) (ended bool) {
+// endWith ends the VM if it was there for containers only and that with the ID, which does not run
+// any more, was the last, and says whether the VM is ended. Precondition: p.op is held.
+func (p *pod) endWith(ctx context.Context, m *machine, id string) (ended bool) {
 	p.mu.Lock()
 	mine := p.machine == m
 	p.mu.Unlock()
 	if !mine || p.explicit() { // which watches its VM
 		return !mine
 	}
-	for id := range m.record().Containers {
-		if id != c.id {
+	for other, rr := range m.record().Containers {
+		if other != id && !rr.Left {
 			return false
 		}
 	}
@@ -218,26 +235,52 @@ func (p *pod) endWith(ctx context.Context, m *machine, c *container) (ended bool
 }
 
 // leave takes a container that does not run any more out of the pod's VM, which goes on. clean says that
-// the guest has let go of it already. Precondition: p.op is held.
-func (p *pod) leave(ctx context.Context, m *machine, c *container, clean bool) error {
-	if p.endWith(ctx, m, c) {
+// the guest has let go of it; else its disks stay where they are. Precondition: p.op is held.
+func (p *pod) leave(ctx context.Context, m *machine, id string, clean bool) error {
+	if p.endWith(ctx, m, id) {
 		return nil
 	}
-	if isClosed(m.vm.Done()) {
-		return m.update(func(r *vmRecord) { delete(r.Containers, c.id) })
-	}
-	if !clean {
-		if err := m.deleteContainer(ctx, c.id); err != nil {
-			return err // the guest may use its disks still: they stay where they are
+	var err error
+	if !isClosed(m.vm.Done()) {
+		if clean {
+			err = m.vacate(ctx, id)
+		}
+		if !clean || err != nil {
+			return errors.Join(err, m.setRun(id, func(rr *runRecord) { rr.Left = true }))
 		}
 	}
-	err := m.vacate(ctx, c.id)
-	return errors.Join(err, m.update(func(r *vmRecord) { delete(r.Containers, c.id) }))
+	return m.update(func(r *vmRecord) { delete(r.Containers, id) })
+}
+
+// letGo has the guest let go of a container that does not run, and then takes it out of the VM. The
+// container's op is held, if there is one, but not the pod's: others need not wait for this guest.
+func (p *pod) letGo(ctx context.Context, m *machine, id string) error {
+	derr := m.deleteContainer(ctx, id, answerTimeout)
+	p.op.Lock()
+	defer p.op.Unlock()
+	if derr != nil && !isClosed(m.vm.Done()) {
+		derr = fmt.Errorf("the guest does not let go of it: %w", derr)
+	} else {
+		derr = nil
+	}
+	return errors.Join(derr, p.leave(ctx, m, id, derr == nil))
+}
+
+// letGoOf is letGo of what the pod's VM may still have of a container that does not run.
+func (p *pod) letGoOf(ctx context.Context, c *container) error {
+	m := p.running()
+	if m == nil {
+		return nil
+	}
+	if _, there := m.runRecord(c.id); !there {
+		return nil
+	}
+	return p.letGo(ctx, m, c.id)
 }
 
 // deleteContainer has the guest let go of a container.
-func (m *machine) deleteContainer(ctx context.Context, id string) error {
-	ctx, cancel := context.WithTimeout(ctx, unmountTimeout)
+func (m *machine) deleteContainer(ctx context.Context, id string, timeout time.Duration) error {
+	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	g, err := m.guest(ctx)
 	if err != nil {
@@ -329,8 +372,11 @@ func startEnd(err error, tr *trace) End {
 	e := End{Cause: CauseStart, ExitCode: 128, Error: err.Error(), Stage: tr.failedAt(), FinishedAt: time.Now()}
 	var se *vmm.StartError
 	if errors.As(err, &se) {
-		e.Error, e.Detail, e.Stderr, e.Console = se.Err.Error(), se.Tried, se.Stderr, se.Console
+		e.Error = strings.Replace(e.Error, se.Error(), se.Err.Error(), 1)
+		e.Detail, e.Console = se.Tried, se.Console
+		e.Stderr = vmm.LastLines([]byte(se.Stderr), vmm.ConsoleLines)
 	}
+	e.Error = oneLine(e.Error)
 	var ee *execError
 	if errors.As(err, &ee) {
 		e.ExitCode = ee.code

@@ -251,8 +251,9 @@ func (s *Set) Kill(ctx context.Context, ref, sig string) error {
 		if err := c.setStopped(); err != nil {
 			return err
 		}
+		r.end(CauseStopped, sentTo(int(num)))
 	}
-	r.end(CauseStopped, "signal "+strconv.Itoa(int(num))+" was sent to it")
+	r.sent(num)
 	if num == unix.SIGKILL {
 		r.thaw(ctx)
 		err = r.kill(ctx)
@@ -330,7 +331,11 @@ func (c *container) removeStopped(ctx context.Context) (done bool, err error) {
 	if _, err := c.running(); err == nil {
 		return false, nil
 	}
-	return true, c.removeLocked(context.WithoutCancel(ctx))
+	ctx = context.WithoutCancel(ctx)
+	if err := c.pod.letGoOf(ctx, c); err != nil { // its file goes all the same, what is in it when the VM does
+		c.set.log.Warn("take a container out of its VM", "container", c.id, "err", err)
+	}
+	return true, c.removeLocked(ctx)
 }
 
 // removeLocked deletes the container. Precondition: c.op is held, and it does

@@ -38,6 +38,8 @@ type runRecord struct {
 	Paused    bool
 	Stdin     bool
 	Probed    probe.State // what its probes last said
+	// Left: it is over, or was not started, but the guest has not let go of it yet.
+	Left bool `json:",omitempty"`
 	// How it ended, kept from before the guest is told to forget it until the
 	// container's record has it; nil: not yet.
 	Ended *End `json:",omitempty"`
@@ -59,6 +61,8 @@ type machine struct {
 	destroyed bool       // guarded by saving: the record goes, or has gone
 	recMu     sync.Mutex // guards rec, of which the maps are changed by update only
 	rec       vmRecord
+
+	sizes sizes // guarded by recMu
 
 	dialling lock // held while dialling
 	mu       sync.Mutex
