@@ -279,6 +279,7 @@ func (s *Service) DeleteContainer(ctx context.Context, r *wire.DeleteContainerRe
 	if err := s.release(c); err != nil {
 		return nil, status.Errorf(codes.Internal, "delete container %s: %v", c.id, err)
 	}
+	go s.restock() // often another takes its place
 	return &wire.DeleteContainerResponse{}, nil
 }
 

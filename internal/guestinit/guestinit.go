@@ -97,6 +97,7 @@ func (s *Service) answered() {
 // collecting garbage writes to memory that it still shares with its template:
 // as long as there is little, it is cheaper to keep.
 func (s *Service) takeRest() {
+	s.restock()
 	if s.cloned.Load() && heapHeld() <= cloneGarbage {
 		debug.SetGCPercent(cloneGCPercent)
 		return

@@ -13,6 +13,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -36,10 +37,13 @@ type Service struct {
 	cloned  atomic.Bool // was settled once
 
 	configuring sync.Mutex
+	restocking  sync.Mutex // held while a stage is made ahead
 
 	mu         sync.Mutex
 	containers map[string]*container
 	spare      []*stage          // for the next containers
+	stages     int               // that were made as spare ones so far
+	ordinary   *specs.Spec       // what they are fitted for; nil: nothing
 	disks      map[string]string // device by serial, as far as known: asking a disk is slow
 	volumes    map[string]volume
 

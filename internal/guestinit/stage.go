@@ -104,23 +104,47 @@ func (s *stage) release() error {
 func (s *Service) setStages(n int, ordinary *specs.Spec) error {
 	s.mu.Lock()
 	old := s.spare
-	s.spare = nil
+	s.spare, s.ordinary = nil, ordinary
 	s.mu.Unlock()
 	for _, st := range old {
 		if err := st.release(); err != nil {
 			return err
 		}
 	}
-	for i := range n {
-		st, err := newStage(s.machine, fmt.Sprintf("~spare%d", i), ordinary) // no container's id
-		if err != nil {
+	for range n {
+		if err := s.addStage(); err != nil {
 			return err
 		}
-		s.mu.Lock()
-		s.spare = append(s.spare, st)
-		s.mu.Unlock()
 	}
 	return nil
+}
+
+func (s *Service) addStage() error {
+	s.mu.Lock()
+	s.stages++
+	name := fmt.Sprintf("~spare%d", s.stages) // no container's id
+	s.mu.Unlock()
+	st, err := newStage(s.machine, name, s.ordinary)
+	if err != nil {
+		return err
+	}
+	s.mu.Lock()
+	s.spare = append(s.spare, st)
+	s.mu.Unlock()
+	return nil
+}
+
+// restock has a stage ready where those of the template are used up. Without
+// one the next container takes longer, so an error is none.
+func (s *Service) restock() {
+	s.restocking.Lock()
+	defer s.restocking.Unlock()
+	s.mu.Lock()
+	wanted := len(s.spare) == 0
+	s.mu.Unlock()
+	if wanted && s.cloned.Load() {
+		s.addStage() //nolint:errcheck // see above
+	}
 }
 
 // stage returns a stage for a container: one that is ready, or a new one.
