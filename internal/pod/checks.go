@@ -1,6 +1,7 @@
 package pod
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"net"
@@ -22,19 +23,20 @@ type checks struct {
 
 	mu     sync.Mutex // guards what follows
 	hooked bool       // PostStart is done
+	held   bool       // the container is paused
 	prober *probe.Prober
 	failed string // what failed for good, "": nothing
 	grace  *int
 }
 
-// newChecks returns what is to be done to a container that runs, nil for nothing.
-// fresh is false when it was started by an earlier hyperd.
-func newChecks(r *run, fresh bool) *checks {
+// newChecks returns what is to be done to a container that runs, nil for nothing. rr is what
+// an earlier hyperd has done of it.
+func newChecks(r *run, rr runRecord) *checks {
 	sp := r.c.spec()
 	if sp.Hooks.PostStart == nil && sp.Probes == (Probes{}) {
 		return nil
 	}
-	k := &checks{r: r, done: make(chan struct{}), probes: sp.Probes, hooked: sp.Hooks.PostStart == nil || !fresh}
+	k := &checks{r: r, done: make(chan struct{}), probes: sp.Probes, hooked: sp.Hooks.PostStart == nil || rr.Hooked, held: rr.Paused}
 	k.ctx, k.stop = context.WithCancel(r.vm.ctx)
 	return k
 }
@@ -50,25 +52,31 @@ func (k *checks) watch() {
 	defer close(k.done)
 	if !k.isHooked() {
 		res := k.r.c.spec().Hooks.PostStart.Run(k.ctx, k)
-		k.mu.Lock()
-		k.hooked = true
-		k.mu.Unlock()
 		if k.ctx.Err() != nil {
-			return
+			return // the next hyperd does it again
 		}
 		if res.Outcome == probe.Failure {
 			k.fail("the hook after the start failed: "+res.Message, nil)
 			return
 		}
+		k.record(func(rr *runRecord) { rr.Hooked = true })
+		k.mu.Lock()
+		k.hooked = true
+		k.mu.Unlock()
 		k.wake()
 	}
 	if k.probes == (Probes{}) {
 		return
 	}
 	rr, _ := k.r.vm.runRecord(k.r.c.id)
+	if rr.Probed.Failing != "" { // an earlier hyperd was killed over it
+		k.fail(rr.Probed.Message, rr.Probed.Grace)
+		return
+	}
 	pr := probe.New(k, k.probes, rr.StartedAt, rr.Probed, k.changed)
 	k.mu.Lock()
 	k.prober = pr
+	pr.Hold(k.held)
 	k.mu.Unlock()
 	k.wake()
 	<-k.ctx.Done()
@@ -96,14 +104,18 @@ func (k *checks) wake() {
 
 // changed gets every change of what the probes say.
 func (k *checks) changed(st probe.State) {
-	if err := k.r.vm.setRun(k.r.c.id, func(rr *runRecord) { rr.Probed = st }); err != nil {
-		k.r.c.set.log.Error("record what probes say", "container", k.r.c.id, "err", err)
-	}
+	k.record(func(rr *runRecord) { rr.Probed = st })
 	if st.Failing != "" {
 		k.fail(st.Message, st.Grace)
 		return
 	}
 	k.wake()
+}
+
+func (k *checks) record(change func(*runRecord)) {
+	if err := k.r.vm.setRun(k.r.c.id, change); err != nil {
+		k.r.c.set.log.Error("record what probes say", "container", k.r.c.id, "err", err)
+	}
 }
 
 // fail has the container killed, by the pod's keeper.
@@ -155,6 +167,7 @@ func (k *checks) hold(paused bool) {
 	}
 	k.mu.Lock()
 	defer k.mu.Unlock()
+	k.held = paused
 	if k.prober != nil {
 		k.prober.Hold(paused)
 	}
@@ -165,28 +178,39 @@ var _ probe.Target = (*checks)(nil)
 // Exec implements probe.Target: it runs a command in the container.
 func (k *checks) Exec(ctx context.Context, args []string) (int, []byte, error) {
 	s := k.r.c.set
-	var out probe.Tail
 	id, err := s.CreateExec(ctx, k.r.c.id, ExecSpec{Args: args, Stdout: true, Stderr: true})
 	if err != nil {
 		return 0, nil, err
 	}
+	var out probe.Tail
 	w := lockedWriter{&out, new(sync.Mutex)}
-	if err := s.StartExec(ctx, id, &AttachOptions{Stdout: w, Stderr: w}); err != nil {
-		s.killExec(id)
-		w.mu.Lock()
-		defer w.mu.Unlock()
-		return 0, out.Bytes(), err
-	}
-	e, err := s.GetExec(id)
-	if err != nil {
-		return 0, nil, err
-	}
-	if e.ExitCode == nil {
-		return 0, nil, fmt.Errorf("the command has not ended")
+	ended := make(chan error, 1)
+	s.background.Go(func() {
+		err := s.StartExec(ctx, id, &AttachOptions{Stdout: w, Stderr: w})
+		if err != nil {
+			s.killExec(id)
+		}
+		ended <- err
+	})
+	select {
+	case err = <-ended:
+	case <-ctx.Done(): // a guest may take its time to begin, too
+		err = ctx.Err()
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	return *e.ExitCode, out.Bytes(), nil
+	said := bytes.Clone(out.Bytes())
+	if err != nil {
+		return 0, said, err
+	}
+	e, err := s.GetExec(id)
+	if err != nil {
+		return 0, said, err
+	}
+	if e.ExitCode == nil {
+		return 0, said, fmt.Errorf("the command has not ended")
+	}
+	return *e.ExitCode, said, nil
 }
 
 // Dial implements probe.Target: it connects to a port in the pod.
@@ -221,11 +245,19 @@ func (r *run) preStop(ctx context.Context, timeout time.Duration) time.Duration 
 		return timeout
 	}
 	begin := time.Now()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
 	if timeout > 0 {
-		var cancel context.CancelFunc
 		ctx, cancel = context.WithTimeout(ctx, timeout)
 		defer cancel()
 	}
+	go func() {
+		select {
+		case <-r.dead: // nothing is left to be told
+			cancel()
+		case <-ctx.Done():
+		}
+	}()
 	if res := h.Run(ctx, &checks{r: r}); res.Outcome == probe.Failure {
 		r.c.set.log.Warn("the hook before the stop failed", "container", r.c.id, "err", res.Message)
 	}

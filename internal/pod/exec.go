@@ -162,7 +162,7 @@ func (s *Set) StartExec(ctx context.Context, execID string, o *AttachOptions) er
 	g, err := r.vm.guest(ctx)
 	if err == nil {
 		// Begun is begun, also when the client leaves: somebody must drain it.
-		err = e.launch(context.WithoutCancel(ctx), g)
+		err = e.begin(context.WithoutCancel(ctx), g)
 	}
 	if err != nil {
 		e.launchFailed(err)
@@ -185,6 +185,19 @@ func (s *Set) StartExec(ctx context.Context, execID string, o *AttachOptions) er
 	case <-ctx.Done():
 		return ctx.Err() // it runs on, its output is discarded
 	}
+}
+
+// begin is launch, bounded: a guest may never answer.
+func (e *exec) begin(ctx context.Context, g *guest.Client) error {
+	d := e.c.set.cfg.StartTimeout
+	ctx, cancel := context.WithTimeoutCause(ctx, d, fmt.Errorf("the guest did not answer within %v: %w", d, errdefs.ErrUnavailable))
+	defer cancel()
+	err := e.launch(ctx, g)
+	if err != nil && ctx.Err() != nil {
+		e.c.set.killExec(e.id) // should it begin after all
+		return context.Cause(ctx)
+	}
+	return err
 }
 
 func (e *exec) launch(ctx context.Context, g *guest.Client) error {

@@ -461,6 +461,8 @@ func (s *Set) freeze(ctx context.Context, ref string, to Status) error {
 		return err
 	}
 	action := "pause"
+	r.checks.hold(true) // what is paused, or not yet taken for resumed, can't be asked
+	defer func() { r.checks.hold(c.view().Status == StatusPaused) }()
 	if to == StatusPaused {
 		_, err = g.Pause(ctx, &wire.PauseRequest{ContainerId: c.id})
 	} else {
@@ -470,7 +472,6 @@ func (s *Set) freeze(ctx context.Context, ref string, to Status) error {
 	if err != nil {
 		return fmt.Errorf("%s container %s: %w", action, c.id, err)
 	}
-	r.checks.hold(to == StatusPaused)
 	c.mu.Lock()
 	err = c.transitionLocked(to)
 	c.mu.Unlock()

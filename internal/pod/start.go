@@ -308,7 +308,7 @@ func (c *container) enter(m *machine, launched *guest.Process, tr *trace) error 
 	}
 	r := newRun(c, m, rr, log)
 	r.launched, r.trace = launched, tr
-	r.checks = newChecks(r, fresh)
+	r.checks = newChecks(r, rr)
 	starts := c.pod.record().Starts
 	c.mu.Lock()
 	if fresh {

@@ -37,6 +37,7 @@ type runRecord struct {
 	StartedAt time.Time
 	Paused    bool
 	Stdin     bool
+	Hooked    bool        // its hook after the start is done
 	Probed    probe.State // what its probes last said
 	// Left: it is over, or was not started, but the guest has not let go of it yet.
 	Left bool `json:",omitempty"`
