@@ -32,25 +32,45 @@ func (d *daemon) play(ctx context.Context, data []byte, o api.PlayOptions) (made
 	if err != nil {
 		return nil, nil, err
 	}
-	for _, p := range all {
-		_, err := d.pods.GetPod(p.Name)
-		switch {
-		case errdefs.IsNotFound(err):
-		case err != nil:
-			return nil, nil, err
-		case !o.Replace:
-			return nil, nil, fmt.Errorf("pod %s exists already; remove it, or replace it: %w", p.Name, errdefs.ErrAlreadyExists)
-		}
+	old, err := d.playable(all, o.Replace)
+	if err != nil {
+		return nil, nil, err
 	}
-	if o.Replace {
-		for _, p := range all {
-			if err := d.pods.RemovePod(ctx, p.Name, true); err != nil && !errdefs.IsNotFound(err) {
-				return nil, nil, fmt.Errorf("replace pod %s: %w", p.Name, err)
-			}
+	for id, name := range old {
+		if err := d.pods.RemovePod(ctx, id, true); err != nil && !errdefs.IsNotFound(err) {
+			return nil, nil, fmt.Errorf("replace pod %s: %w", name, err)
 		}
 	}
 	made, err = d.playAll(ctx, all, o)
 	return made, file.Warnings, err
+}
+
+// playable says whether all these pods can be made, and which are to be replaced by them: names by IDs.
+func (d *daemon) playable(all []pod.PodOptions, replace bool) (old map[string]string, err error) {
+	old = map[string]string{}
+	for i := range all {
+		name := all[i].Name
+		if err := d.pods.CheckPod(&all[i]); err != nil {
+			return nil, fmt.Errorf("pod %s: %w", name, err)
+		}
+		p, err := d.pods.GetPod(name)
+		switch {
+		case err != nil || p.Name != name: // that of a container, or the beginning of an ID
+		case !replace:
+			return nil, fmt.Errorf("pod %s exists already; remove it, or replace it: %w", name, errdefs.ErrAlreadyExists)
+		default:
+			old[p.ID] = name
+		}
+	}
+	for _, o := range all {
+		for _, c := range o.Containers {
+			other, err := d.pods.Get(c.Name)
+			if err == nil && other.Name == c.Name && old[other.PodID] == "" {
+				return nil, fmt.Errorf("pod %s: a container %s exists already, which is not of a pod that is replaced: %w", o.Name, c.Name, errdefs.ErrAlreadyExists)
+			}
+		}
+	}
+	return old, nil
 }
 
 func (d *daemon) playAll(ctx context.Context, all []pod.PodOptions, o api.PlayOptions) (_ []pod.PodInfo, err error) {

@@ -72,7 +72,7 @@ func (c podCollector) Collect(ch chan<- prometheus.Metric) {
 	defer cancel()
 	statuses := map[pod.PodStatus]int{}
 	var g errgroup.Group
-	g.SetLimit(8)
+	g.SetLimit(64) // those that do not answer take all the time there is, and must not take it from others
 	for _, p := range c.pods.ListPods() {
 		statuses[p.Status]++
 		if p.VM == nil {

@@ -29,7 +29,9 @@ func (s *Set) freeNameLocked() string {
 		if i > 5 {
 			name = fmt.Sprintf("%s%d", name, rand.IntN(1000*i))
 		}
-		if _, taken := s.names[name]; !taken {
+		_, taken := s.names[name]
+		_, pod := s.podNames[name]
+		if !taken && !pod {
 			return name
 		}
 	}

@@ -76,14 +76,19 @@ func (p *pod) isRemoved() bool {
 	return p.removed
 }
 
-// CreatePod implements Pods.
-func (s *Set) CreatePod(ctx context.Context, o PodOptions) (_ string, err error) {
+// CheckPod completes what CreatePod gets, or refuses what can never run.
+func (s *Set) CheckPod(o *PodOptions) error {
 	o.Spec.Network = cmp.Or(o.Spec.Network, "default")
 	o.Containers = slices.Clone(o.Containers)
 	for i := range o.Containers {
 		o.Containers[i].Spec.Network = o.Spec.Network
 	}
-	if err := s.checkPod(o); err != nil {
+	return s.checkPod(*o)
+}
+
+// CreatePod implements Pods.
+func (s *Set) CreatePod(ctx context.Context, o PodOptions) (_ string, err error) {
+	if err := s.CheckPod(&o); err != nil {
 		return "", err
 	}
 	p, err := s.claimPod(o)
@@ -169,9 +174,18 @@ func (s *Set) checkPod(o PodOptions) error {
 	if o.Name != "" && !validName.MatchString(o.Name) {
 		return invalid("Invalid pod name (%s), only [a-zA-Z0-9][a-zA-Z0-9_.-] are allowed", o.Name)
 	}
+	if err := s.checkMachine(sp); err != nil {
+		return err
+	}
 	names := map[string]bool{}
+	files := 0
 	for _, v := range sp.Volumes {
+		for _, f := range v.Files {
+			files += len(f.Content)
+		}
 		switch {
+		case files > maxVolumeFiles:
+			return invalid("volume %s: the files of all volumes are more than %d MiB", v.Name, maxVolumeFiles/mib)
 		case !validVolume.MatchString(v.Name):
 			return invalid("volume %q: want a name of 1 to 63 lower case letters, digits and -", v.Name)
 		case names[v.Name]:
@@ -196,7 +210,7 @@ func (s *Set) checkPod(o PodOptions) error {
 	if err := s.checkPodResources(sp.Resources); err != nil {
 		return err
 	}
-	var all []Resources
+	var all []Spec
 	for _, c := range o.Containers {
 		if err := s.check(c.Spec); err != nil {
 			return fmt.Errorf("container %s: %w", c.Name, err)
@@ -204,11 +218,30 @@ func (s *Set) checkPod(o PodOptions) error {
 		if err := checkMounts(c.Spec.Mounts, names); err != nil {
 			return fmt.Errorf("container %s: %w", c.Name, err)
 		}
-		if c.Spec.Role != RoleInit {
-			all = append(all, c.Spec.Resources)
+		all = append(all, c.Spec)
+	}
+	return s.checkSize(s.sizeOfPod(all, sp.Resources))
+}
+
+// maxVolumeFiles is how much files of volumes can have in them: the guest gets all in one message.
+const maxVolumeFiles = 3 << 20
+
+// checkMachine refuses what no VM can be made for.
+func (s *Set) checkMachine(sp PodSpec) error {
+	switch {
+	case sp.Network != "default" && sp.Network != "none":
+		return notFound("network " + sp.Network + " not found")
+	case sp.Network == "default" && s.cfg.Network == nil:
+		return fmt.Errorf("no network: %w (use --network none)", s.cfg.NetworkErr)
+	case sp.ShmBytes < 0:
+		return textError{"the size of /dev/shm can not be less than 0", errdefs.ErrInvalidArgument}
+	}
+	if sp.Kernel != "" {
+		if _, err := s.cfg.Boot(sp.Kernel); err != nil {
+			return textError{err.Error(), errdefs.ErrInvalidArgument}
 		}
 	}
-	return s.checkSize(s.sizeOf(all, sp.Resources))
+	return nil
 }
 
 func (s *Set) checkPodResources(r PodResources) error {
