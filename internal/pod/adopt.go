@@ -165,19 +165,21 @@ func (p *pod) adopted(m *machine) {
 // adoptContainers goes on with what runs in an adopted VM and takes out what does not.
 // Precondition: p.op is held.
 func (s *Set) adoptContainers(ctx context.Context, p *pod, m *machine, running []*container, execs map[string]execRecord) error {
+	users := map[string]bool{"": true}
 	for _, c := range running { // nobody else knows of them yet
 		if err := c.enter(m, nil, nil); err != nil {
-			return err
+			if len(running) == 1 && !p.explicit() {
+				return err
+			}
+			s.log.Error("go on with a container", "container", c.id, "err", err)
+			continue // it is taken out of the VM
 		}
+		users[c.id] = true
 		for id, e := range execs {
 			if e.ContainerID == c.id {
 				c.adoptExec(id, e)
 			}
 		}
-	}
-	users := map[string]bool{"": true}
-	for _, c := range running {
-		users[c.id] = true
 	}
 	for _, v := range p.record().Spec.Volumes {
 		users[volumeUser(v)] = true

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/containerd/errdefs"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/hyper-run/hyper/internal/host"
@@ -229,21 +230,31 @@ func (z size) onHost(memMiB int) host.Limits {
 }
 
 // attach connects the VM to the network: with the attachment that its pod keeps, or a new one.
-func (m *machine) attach(ctx context.Context, kept *network.Attachment, cfg *vmm.Config) (err error) {
+func (m *machine) attach(ctx context.Context, kept *network.Attachment, cfg *vmm.Config) error {
 	n := m.set.cfg.Network
 	if n == nil {
 		return fmt.Errorf("no network: %w (use --network none)", m.set.cfg.NetworkErr)
 	}
-	var a network.Attachment
 	if kept != nil {
-		a = *kept
-	} else if a, err = n.Attach(ctx, m.id()); err != nil {
+		err := m.plugIn(ctx, *kept, cfg)
+		if !errdefs.IsNotFound(err) {
+			return err
+		}
+		// The network is another than it was: its addresses are too.
+		m.set.log.Warn("a pod can't have the addresses that it had", "pod", m.record().PodID, "err", err)
+	}
+	a, err := n.Attach(ctx, m.id())
+	if err != nil {
 		return fmt.Errorf("attach to the network: %w", err)
 	}
+	return m.plugIn(ctx, a, cfg)
+}
+
+func (m *machine) plugIn(ctx context.Context, a network.Attachment, cfg *vmm.Config) error {
 	if err := m.update(func(r *vmRecord) { r.Attachment = &a }); err != nil {
 		return err
 	}
-	tap, err := n.Open(ctx, a)
+	tap, err := m.set.cfg.Network.Open(ctx, a)
 	if err != nil {
 		return fmt.Errorf("open %s: %w", a.Device, err)
 	}

@@ -164,15 +164,44 @@ func (s *Set) sizeOf(all []Resources, whole PodResources) size {
 	if unbounded || len(all) == 0 {
 		z.quota = 0
 	}
-	if whole.MemoryBytes > 0 {
+	if whole.MemoryBytes > 0 { // of a VM with less room than for all, each gets less beside its own
+		z.limits = whole.MemoryBytes + own
 		z.memory = whole.MemoryBytes + int64(max(1, len(all)))*own
-		z.limits = z.memory
 	}
 	if whole.NanoCPUs > 0 {
 		promised, z.quota = whole.NanoCPUs, float64(whole.NanoCPUs)/1e9
 	}
 	// As with Docker they see the host's CPUs, unless they are promised more.
 	z.cpus = max(s.cfg.CPUs, int((promised+1e9-1)/1e9))
+	return z
+}
+
+// sizeOfPod is what the containers of a pod need that is started with them all. Init containers run
+// before the others, one after the other.
+func (s *Set) sizeOfPod(all []Spec, whole PodResources) size {
+	var stay, before []Resources
+	var first []size
+	for _, sp := range all {
+		switch sp.Role {
+		case RoleInit:
+			first = append(first, s.sizeOf(append(slices.Clone(before), sp.Resources), whole))
+			continue
+		case RoleSidecar:
+			before = append(before, sp.Resources)
+		}
+		stay = append(stay, sp.Resources)
+	}
+	z := s.sizeOf(stay, whole)
+	for _, f := range first {
+		z.memory, z.limits, z.reserved = max(z.memory, f.memory), max(z.limits, f.limits), max(z.reserved, f.reserved)
+		z.cpus = max(z.cpus, f.cpus)
+		if z.quota > 0 {
+			z.quota = max(z.quota, f.quota)
+		}
+		if f.quota == 0 {
+			z.quota = 0
+		}
+	}
 	return z
 }
 
@@ -253,6 +282,15 @@ func (i VMInfo) fit(z *size) string {
 	}
 	z.memory = min(z.memory, room)
 	return ""
+}
+
+// fits is fit for what already runs in the VM.
+func (m *machine) fits(z *size) error {
+	info := m.info()
+	if why := info.fit(z); why != "" {
+		return fmt.Errorf("%s; stop it to give it more: %w", why, conflict)
+	}
+	return nil
 }
 
 // destroyMachine ends the pod's VM. Precondition: p.op is held.

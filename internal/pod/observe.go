@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"iter"
+	"slices"
 
 	"github.com/containerd/errdefs"
 
@@ -140,27 +141,47 @@ func (s *Set) SetRestart(_ context.Context, ref string, policy RestartPolicy) er
 	if sp.AutoRemove && sp.keeps() {
 		return textError{"a container that removes itself is not restarted", errdefs.ErrInvalidArgument}
 	}
+	starts := c.pod.record().Starts
 	c.mu.Lock()
+	if c.run == nil && !c.rec.Spec.keeps() { // it counts when somebody has started it
+		c.rec.Stopped, c.rec.StoppedIn = true, starts
+	}
 	c.rec.Spec.Restart = policy
 	c.mu.Unlock()
 	if err := c.save(); err != nil {
 		return err
 	}
-	if _, err := c.running(); err == nil && sp.keeps() {
-		c.pod.keep()
-	}
+	c.pod.keep()
 	s.publish(c, "update")
 	return nil
 }
 
-// update changes limits in the guest, after those of the pod if these change too. Precondition:
-// the pod's op is held, and the container's spec has them already.
+// update changes limits in the guest, and those of the pod if these change too. What shrinks does so
+// before the pod does, so that the pod's limit never hits its neighbours. Precondition: the pod's op is
+// held, and the container's spec has them already.
 func (r *run) update(ctx context.Context, p *pod, old, res Resources) error {
+	own := func() error { return r.updateOwn(ctx, old, res) }
+	steps := []func() error{own}
 	if old.MemoryBytes != res.MemoryBytes || quota(old) != quota(res) {
-		if err := r.vm.resize(ctx, p.sizeWith(r.vm)); err != nil {
+		z := p.sizeWith(r.vm)
+		if err := r.vm.fits(&z); err != nil {
+			return err
+		}
+		steps = []func() error{func() error { return r.vm.resize(ctx, z) }, own}
+		if res.MemoryBytes > 0 && (old.MemoryBytes == 0 || res.MemoryBytes < old.MemoryBytes) {
+			slices.Reverse(steps)
+		}
+	}
+	for _, step := range steps {
+		if err := step(); err != nil {
 			return err
 		}
 	}
+	return nil
+}
+
+// updateOwn changes the limits of the container itself.
+func (r *run) updateOwn(ctx context.Context, old, res Resources) error {
 	ctx, cancel := context.WithTimeout(ctx, answerTimeout)
 	defer cancel()
 	data, err := json.Marshal(resources(res))

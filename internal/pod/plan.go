@@ -48,7 +48,11 @@ func (p *pod) plan(ctx context.Context, first *container, all ...*container) (*p
 	if !p.explicit() {
 		kernel, network = first.spec().Kernel, first.spec().Network
 	}
-	pl := &plan{size: p.sizeWith(nil, all...), attachment: p.record().Attachment}
+	var specs []Spec
+	for _, c := range all {
+		specs = append(specs, c.spec())
+	}
+	pl := &plan{size: s.sizeOfPod(specs, ps.Resources), attachment: p.record().Attachment}
 	var g errgroup.Group
 	if first != nil {
 		g.Go(func() (err error) {

@@ -378,15 +378,14 @@ func (s *Set) UpdatePod(ctx context.Context, ref string, res PodResources) error
 // the host's memory it is never less than before: what the guest gives back
 // arrives later, and the VM must not be ended for that. Precondition: the pod's op is held.
 func (m *machine) resize(ctx context.Context, z size) error {
-	info := m.info()
-	if why := info.fit(&z); why != "" {
-		return fmt.Errorf("%s; stop it to give it more: %w", why, conflict)
+	if err := m.fits(&z); err != nil {
+		return err
 	}
 	most, err := m.grow(z)
 	if err != nil {
 		return err
 	}
-	if err := m.set.cfg.Groups.Update(m.id(), most.onHost(info.MemMiB)); err != nil {
+	if err := m.set.cfg.Groups.Update(m.id(), most.onHost(m.info().MemMiB)); err != nil {
 		return err
 	}
 	m.sizing(z, 0)

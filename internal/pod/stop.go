@@ -202,7 +202,7 @@ func (r *run) signal(ctx context.Context, sig unix.Signal) error {
 		return err
 	}
 	_, err = g.Signal(ctx, &wire.SignalRequest{ContainerId: r.c.id, Signal: uint32(sig)})
-	if errdefs.IsNotFound(err) {
+	if errdefs.IsNotFound(err) || isClosed(r.dead) {
 		return nil // it has just ended
 	}
 	return err
