@@ -62,6 +62,9 @@ func (d *daemon) playable(all []pod.PodOptions, replace bool) (old map[string]st
 			old[p.ID] = name
 		}
 	}
+	if len(old) == 0 {
+		return nil, nil // nothing is lost by trying
+	}
 	for _, o := range all {
 		for _, c := range o.Containers {
 			other, err := d.pods.Get(c.Name)
