@@ -322,9 +322,13 @@ func (s *Set) settlePods(ctx context.Context) {
 		empty := rec.Spec.AutoRemove && !rec.StartedAt.IsZero() && len(s.members(p.id)) == 0
 		switch {
 		case rec.Half || empty:
+			if !p.tryClose(beingRemoved) {
+				continue // its last container has just gone
+			}
 			if err := p.unmake(ctx); err != nil {
 				s.log.Error("remove what is left of a pod", "pod", p.id, "err", err)
 			}
+			p.open()
 		case !rec.StartedAt.IsZero() && rec.FinishedAt.IsZero():
 			p.lost()
 		}

@@ -3,12 +3,14 @@ package pod
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"sync"
 	"time"
 
 	"github.com/hyper-run/hyper/internal/probe"
+	"github.com/hyper-run/hyper/internal/vmm"
 )
 
 // checks are what is done to a running container to see that it is well: its
@@ -113,7 +115,7 @@ func (k *checks) changed(st probe.State) {
 }
 
 func (k *checks) record(change func(*runRecord)) {
-	if err := k.r.vm.setRun(k.r.c.id, change); err != nil {
+	if err := k.r.vm.setRun(k.r.c.id, change); err != nil && !errors.Is(err, vmm.ErrGone) {
 		k.r.c.set.log.Error("record what probes say", "container", k.r.c.id, "err", err)
 	}
 }

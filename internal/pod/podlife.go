@@ -51,19 +51,25 @@ func (p *pod) startAll(ctx context.Context) error {
 	defer p.set.warm.startEnds()
 	p.op.Lock()
 	defer p.op.Unlock()
-	p.mu.Lock()
-	p.rec.Starts++
-	p.rec.Wanted = true
-	p.mu.Unlock()
+	p.countStart(1)
+	var err error
 	if p.running() != nil {
-		if err := p.save(); err != nil {
-			return err
-		}
-	} else if err := p.startVM(ctx, p.set.newTrace(p.id, time.Now())); err != nil {
-		return err
+		err = p.want(true)
+	} else {
+		err = p.startVM(ctx, p.set.newTrace(p.id, time.Now()))
+	}
+	if err != nil {
+		p.countStart(-1)
+		return errors.Join(err, p.save())
 	}
 	p.keep()
 	return nil
+}
+
+func (p *pod) countStart(n int) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.rec.Starts += uint64(n)
 }
 
 // eachMember does f to every container of a pod, side by side.

@@ -2,10 +2,14 @@ package pod
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"io"
 	"net"
 	"slices"
+	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -433,5 +437,70 @@ func TestRestartingIsListed(t *testing.T) {
 	}
 	if err := b.set.Start(t.Context(), id); err != nil {
 		t.Errorf("started by hand: %v", err)
+	}
+}
+
+// hyperd is told to end while a pod starts: it does not wait for it for ever, and the next one goes on
+// where it was.
+func TestPodStartDuringClose(t *testing.T) {
+	for _, after := range []time.Duration{0, 20, 100, 160, 250} {
+		t.Run(fmt.Sprint(after), func(t *testing.T) {
+			b := newBench(t)
+			b.slowGuest(100 * time.Millisecond)
+			b.makePod("web", PodSpec{}, member("aa", "sleep 1000"), policied("bb", "sleep 1000", "always", 0))
+			started := make(chan error, 1)
+			go func() { started <- b.set.StartPod(context.Background(), "web", true) }()
+			time.Sleep(after * time.Millisecond)
+			within(t, "end of hyperd", b.set.Close)
+			within(t, "start", func() { <-started })
+			b.down()
+			within(t, "start of hyperd", b.up)
+			b.set.Revive()
+			p := b.getPod("web")
+			if p.VM == nil { // it was not begun
+				if p.Status != PodCreated && p.Status != PodExited {
+					t.Errorf("%s", p.Status)
+				}
+				return
+			}
+			eventually(t, "all run", func() bool { p := b.getPod("web"); return p.Ready && p.Status == PodRunning })
+		})
+	}
+}
+
+// A pod whose VM died is tried again as its containers' policies say, also when its VM does not start
+// at once; when somebody asked for the start, it stays as it was.
+func TestVMThatDoesNotStart(t *testing.T) {
+	b := newBench(t)
+	b.makePod("web", PodSpec{}, policied("aa", "sleep 1000", "always", 0), member("bb", "sleep 1000"))
+	var fails atomic.Int32
+	boot := b.set.cfg.Boot
+	b.set.cfg.Boot = func(kernel string) (BootFiles, error) {
+		if fails.Add(-1) >= 0 {
+			return BootFiles{}, errors.New("no kernel today")
+		}
+		return boot(kernel)
+	}
+	fails.Store(1)
+	if err := b.set.StartPod(t.Context(), "web", true); err == nil || !strings.Contains(err.Error(), "no kernel today") {
+		t.Errorf("%v", err)
+	}
+	time.Sleep(50 * time.Millisecond)
+	if p := b.getPod("web"); p.Status != PodExited || b.get("aa").Status != StatusCreated {
+		t.Errorf("%s, %s", p.Status, b.get("aa").Status)
+	}
+	if w, err := b.set.Why(t.Context(), "web"); err != nil || w.Cause != CauseStart || w.Stage != "plan" {
+		t.Errorf("%+v, %v", w, err)
+	}
+	if err := b.set.StartPod(t.Context(), "web", true); err != nil {
+		t.Fatal(err)
+	}
+	fails.Store(3)
+	if err := b.set.mustFind(t, "aa").pod.running().vm.Kill(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "it runs again", func() bool { c := b.get("aa"); return c.Status == StatusRunning && c.RestartCount > 3 })
+	if c := b.get("bb"); c.Status != StatusExited {
+		t.Errorf("without a policy: %s", c.Status)
 	}
 }

@@ -348,8 +348,8 @@ func (p *pod) detach(ctx context.Context) error {
 // that it is wanted. Precondition: p.op is held.
 func (p *pod) startVM(ctx context.Context, tr *trace) error {
 	p.mu.Lock()
+	wanted, kept := p.rec.Wanted, p.rec.Attachment
 	p.rec.Wanted, p.rec.End, p.rec.StartedAt = true, End{}, time.Now()
-	kept := p.rec.Attachment
 	p.mu.Unlock()
 	err := p.save()
 	if err == nil {
@@ -361,7 +361,7 @@ func (p *pod) startVM(ctx context.Context, tr *trace) error {
 	}
 	p.mu.Lock()
 	if err != nil {
-		p.rec.Wanted, p.rec.End = false, startEnd(err, tr)
+		p.rec.Wanted, p.rec.End = wanted, startEnd(err, tr)
 	} else {
 		p.rec.Attachment = m.attachment()
 	}

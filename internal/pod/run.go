@@ -298,7 +298,7 @@ func (r *run) finish(e End) {
 	}
 	// Nobody looks at the disk again of one that removes itself with its VM.
 	if e.Error == "" && !(c.spec().AutoRemove && p.alone(r.vm, c)) {
-		if err := r.vm.setRun(c.id, func(rr *runRecord) { rr.Ended = &e }); err != nil {
+		if err := r.vm.setRun(c.id, func(rr *runRecord) { rr.Ended = &e }); err != nil && !errors.Is(err, vmm.ErrGone) {
 			s.log.Error("record end", "container", c.id, "err", err)
 		}
 		if err := r.vm.deleteContainer(ctx, c.id, unmountTimeout); err != nil {

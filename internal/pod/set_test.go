@@ -10,6 +10,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"sync"
 	"testing"
@@ -124,6 +125,7 @@ func (b *bench) end() {
 	}
 	b.set.warm.close()
 	b.set.background.Wait()
+	defer b.noneLeft()
 	for _, dir := range []string{b.layout.Pods(), b.layout.Containers()} {
 		if left, _ := os.ReadDir(dir); len(left) > 0 {
 			b.t.Errorf("left in %s: %v", dir, left)
@@ -137,6 +139,26 @@ func (b *bench) end() {
 		}
 	}
 	b.down()
+}
+
+// noneLeft checks that no goroutine of the Set goes on after it was closed.
+func (b *bench) noneLeft() {
+	b.t.Helper()
+	stacks := make([]byte, 1<<20)
+	var left []string
+	for range 300 {
+		left = nil
+		for g := range strings.SplitSeq(string(stacks[:runtime.Stack(stacks, true)]), "\n\n") {
+			if strings.Contains(g, "internal/pod.(") && !strings.Contains(g, "testing.") && !strings.Contains(g, "internal/pod.Test") {
+				left = append(left, g)
+			}
+		}
+		if len(left) == 0 {
+			return
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	b.t.Errorf("goroutines left:\n%s", strings.Join(left, "\n\n"))
 }
 
 func (b *bench) create(sp Spec) string {
