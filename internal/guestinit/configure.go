@@ -3,11 +3,15 @@ package guestinit
 import (
 	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
+	"io/fs"
+	"maps"
 	"math"
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"unsafe"
 
@@ -74,7 +78,69 @@ func (s *Service) limitPod(memory uint64, cpus int) error {
 	if err := s.machine.cgroups.Set(limits); err != nil {
 		return fmt.Errorf("limit pod: %w", err)
 	}
+	if memory == 0 {
+		return nil
+	}
+	s.bounding.Lock()
+	s.podMemory = *limits.Memory.Limit
+	s.bounding.Unlock()
+	return s.boundOpen()
+}
+
+// What a container without limits leaves to its neighbours of what the pod may have.
+const (
+	othersMemory = 16 << 20 // bytes
+	othersPIDs   = 500
+)
+
+// An open container has no limit of its own of some of what the pod's is.
+type open struct{ memory, pids bool }
+
+// boundOpen bounds the open containers, when there are several, a little below the pod. One that
+// takes all it can get meets its own limit then, where only it can make no process, and only it has to
+// wait for the kernel to find memory: at the pod's limit all would, for minutes under a fork bomb.
+func (s *Service) boundOpen() error {
+	s.bounding.Lock()
+	defer s.bounding.Unlock()
+	s.mu.Lock()
+	all := slices.Collect(maps.Values(s.containers))
+	s.mu.Unlock()
+	if s.podMemory == 0 || len(all) < 2 {
+		return nil
+	}
+	memory := max(s.podMemory-othersMemory, s.podMemory/2)
+	pids := int64(s.machine.cgroups.Uint("pids.max"))
+	pids = max(pids-othersPIDs, pids/2)
+	for _, c := range all {
+		var r specs.LinuxResources
+		if c.open.memory && c.bound != memory {
+			r.Memory = &specs.LinuxMemory{Limit: &memory}
+		}
+		if c.open.pids && c.bound == 0 {
+			r.Pids = &specs.LinuxPids{Limit: &pids}
+		}
+		if r.Memory == nil && r.Pids == nil {
+			continue
+		}
+		if err := c.group.Set(&r); err != nil && !errors.Is(err, fs.ErrNotExist) { // it has ended
+			return fmt.Errorf("bound container %s: %w", c.id, err)
+		}
+		c.bound = memory
+	}
 	return nil
+}
+
+// opened notes which limits a container was given. Precondition: its group is there.
+func (s *Service) opened(c *container, r *specs.LinuxResources) error {
+	s.bounding.Lock()
+	if r != nil && r.Memory != nil && r.Memory.Limit != nil && *r.Memory.Limit != 0 {
+		c.open.memory, c.bound = *r.Memory.Limit < 0, 0
+	}
+	if r != nil && r.Pids != nil && r.Pids.Limit != nil {
+		c.open.pids, c.bound = *r.Pids.Limit < 1, 0
+	}
+	s.bounding.Unlock()
+	return s.boundOpen()
 }
 
 // setNames sets the host and domain names of this thread's UTS namespace.

@@ -34,6 +34,8 @@ type container struct {
 	trees  []volumeTree  // still to be mounted, in the order of its mounts
 	synced []string      // volumes on disks that it uses
 	upper  string        // device of its writable disk; "": none
+	open   open          // see boundOpen
+	bound  int64         // memory of an open container; 0: not bounded yet
 
 	births sync.Mutex   // held while a process is born; see outlived
 	mu     sync.Mutex   // serialises start, pause and delete
@@ -180,6 +182,12 @@ func (s *Service) create(ctx context.Context, c *container, r *wire.CreateContai
 		return err
 	})
 	if err != nil {
+		return err
+	}
+	s.bounding.Lock()
+	c.open = open{memory: true, pids: true}
+	s.bounding.Unlock()
+	if err := s.opened(c, c.spec.Linux.Resources); err != nil {
 		return err
 	}
 	s.mu.Lock()

@@ -107,6 +107,9 @@ func (s *Service) Update(_ context.Context, r *wire.UpdateRequest) (*wire.Update
 	if err == nil {
 		err = c.group.Set(res)
 	}
+	if err == nil {
+		err = s.opened(c, res)
+	}
 	if err != nil {
 		return nil, status.Errorf(codes.InvalidArgument, "update container %s: %v", c.id, err)
 	}

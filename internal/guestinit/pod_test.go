@@ -26,7 +26,7 @@ func TestPod(t *testing.T) {
 		f    func(*testing.T, *vm)
 	}{
 		{"Together", testTogether}, {"PIDs", testPIDs}, {"Volumes", testVolumes}, {"IOLimit", testIOLimit}, {"Stats", testStats},
-		{"CPUSet", testCPUSet}, {"OOMDetail", testOOMDetail}, {"Dial", testDial}, {"Plug", testPlug}, {"Swap", testSwap},
+		{"CPUSet", testCPUSet}, {"Bounds", testBounds}, {"OOMDetail", testOOMDetail}, {"Dial", testDial}, {"Plug", testPlug}, {"Swap", testSwap},
 		{"Many", testMany}, {"Hogs", testHogs},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -157,11 +157,12 @@ func testPIDs(t *testing.T, v *vm) {
 func testJoinedPIDs(t *testing.T, v *vm) {
 	v.idle("own", config{disk: podDisk(1)})
 	v.idle("joins", config{pids: "own", disk: podDisk(2), init: true, args: []string{"sh", "-c", "sleep 3000000 & " + forever}})
-	check(t, "joined", v.do("joins", "ps -o args | grep -c "+"'[s]leep .*000000'"), "3\n")
+	const sleeps = "ps -o args | grep -c '[s]leep .*000000'"
+	check(t, "joined", v.do("joins", "for i in $(seq 50); do n=$("+sleeps+"); [ $n = 3 ] && break; usleep 100000; done; echo $n"), "3\n") // the shell may not be through yet
 	check(t, "first", v.do("joins", "cat /proc/1/cmdline | tr '\\0' ' '"), forever+" ")
 	// Delete kills what is in the cgroup, not the namespace.
 	v.delete("joins")
-	check(t, "left", v.do("own", "ps -o args | grep -c "+"'[s]leep .*000000'"), "1\n")
+	check(t, "left", v.do("own", sleeps), "1\n")
 	v.idle("joins", config{pids: "own", disk: podDisk(2)})
 	v.c.Signal(v.ctx(), &wire.SignalRequest{ContainerId: "own", Signal: 9})
 	if w := v.wait("joins", ""); w.ExitCode != 137 {

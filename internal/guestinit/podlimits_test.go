@@ -2,6 +2,7 @@ package guestinit_test
 
 import (
 	"encoding/json"
+	"fmt"
 	"strings"
 	"testing"
 	"time"
@@ -93,6 +94,41 @@ func testCPUSet(t *testing.T, v *vm) {
 	v.delete("a")
 }
 
+func testBounds(t *testing.T, v *vm) {
+	const limits = "cat /sys/fs/cgroup/memory.max /sys/fs/cgroup/pids.max"
+	v.configure(&wire.ConfigureRequest{MemoryMaxBytes: 256 << 20})
+	pod, err := v.c.Stats(v.ctx(), &wire.StatsRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	pids := max(pod.PidsLimit-500, pod.PidsLimit/2)
+	v.idle("a", config{})
+	check(t, "alone", v.do("a", limits), "max\nmax\n")
+	seven := int64(7)
+	v.idle("b", config{disk: podDisk(1), spec: func(s *specs.Spec) {
+		memoryLimit(32 << 20)(s)
+		s.Linux.Resources.Pids = &specs.LinuxPids{Limit: &seven}
+	}})
+	check(t, "with another", v.do("a", limits), fmt.Sprintf("%d\n%d\n", 240<<20, pids))
+	check(t, "of its own", v.do("b", limits), fmt.Sprintf("%d\n7\n", 32<<20))
+	v.configure(&wire.ConfigureRequest{MemoryMaxBytes: 384 << 20})
+	check(t, "in a larger pod", v.do("a", limits), fmt.Sprintf("%d\n%d\n", 368<<20, pids))
+	check(t, "of its own still", v.do("b", limits), fmt.Sprintf("%d\n7\n", 32<<20))
+	update := func(memory, pids int64) {
+		b, _ := json.Marshal(specs.LinuxResources{Memory: &specs.LinuxMemory{Limit: &memory}, Pids: &specs.LinuxPids{Limit: &pids}})
+		if _, err := v.c.Update(v.ctx(), &wire.UpdateRequest{ContainerId: "b", Resources: b}); err != nil {
+			t.Error(err)
+		}
+	}
+	update(64<<20, -1)
+	check(t, "with one less", v.do("b", limits), fmt.Sprintf("%d\n%d\n", 64<<20, pids))
+	update(-1, 9)
+	check(t, "with the other less", v.do("b", limits), fmt.Sprintf("%d\n9\n", 368<<20))
+	v.delete("a")
+	v.delete("b")
+	v.configure(&wire.ConfigureRequest{MemoryMaxBytes: 1 << 40})
+}
+
 func memoryLimit(n int64) func(*specs.Spec) {
 	return func(s *specs.Spec) {
 		s.Linux.Resources = &specs.LinuxResources{Memory: &specs.LinuxMemory{Limit: &n, Swap: &n}}
@@ -144,12 +180,12 @@ func testHogs(t *testing.T, v *vm) {
 	hog("fork bomb with a limit", "bomb() { bomb | bomb & }; while :; do bomb; done 2>/dev/null", func(s *specs.Spec) {
 		s.Linux.Resources = &specs.LinuxResources{Pids: &specs.LinuxPids{Limit: &limit}}
 	})
-	// Without a limit it is bounded by the pod's, as is then whoever else wants to fork.
+	// Without a limit it is bounded by the pod's, of which something is left to others.
 	v.start("hog", config{args: []string{"sh", "-c", "(while :; do sleep 1000 & done) 2>/dev/null & exec sleep 1000"}})
 	var st *wire.StatsResponse
 	for range 100 {
 		var err error
-		if st, err = v.c.Stats(v.ctx(), &wire.StatsRequest{}); err != nil {
+		if st, err = v.c.Stats(v.ctx(), &wire.StatsRequest{ContainerId: "hog"}); err != nil {
 			t.Fatal(err)
 		}
 		if st.Pids+1 >= st.PidsLimit { // who could not make one more has ended
@@ -160,6 +196,7 @@ func testHogs(t *testing.T, v *vm) {
 	if st.Pids+1 < st.PidsLimit || st.PidsLimit > podMaxPID-200 {
 		t.Errorf("%d processes, limit %d", st.Pids, st.PidsLimit)
 	}
+	answers("a fork bomb")
 	v.delete("hog")
 	answers("after a fork bomb")
 	hog("memory", "while :; do tail /dev/zero; done 2>/dev/null", memoryLimit(32<<20))

@@ -38,6 +38,8 @@ type Service struct {
 
 	configuring sync.Mutex
 	restocking  sync.Mutex // held while a stage is made ahead
+	bounding    sync.Mutex // guards podMemory, and containers' open and bound
+	podMemory   int64      // limit of all containers together; 0: none yet
 
 	mu         sync.Mutex
 	containers map[string]*container
