@@ -44,6 +44,9 @@ func (g *Group) allowDevices(rules []specs.LinuxDeviceCgroup) error {
 		_               [96]byte // log, kernel version, flags, …
 	}{unix.BPF_PROG_TYPE_CGROUP_DEVICE, uint32(len(prog)), address(&prog[0]), address(&license[0]), [96]byte{}}
 	fd, err := bpf(unix.BPF_PROG_LOAD, unsafe.Pointer(&load), unsafe.Sizeof(load))
+	for n := 0; n < 10 && err == unix.EAGAIN; n++ { // a signal came, such as the Go runtime's own: bpf_check in kernel/bpf/verifier.c
+		fd, err = bpf(unix.BPF_PROG_LOAD, unsafe.Pointer(&load), unsafe.Sizeof(load))
+	}
 	runtime.KeepAlive(prog)
 	runtime.KeepAlive(license)
 	if err != nil {
