@@ -13,41 +13,49 @@ import (
 	"golang.org/x/sync/errgroup"
 )
 
+// oneOf is the name of a container of TestPodOfTwenty.
+func oneOf(i int) string { return fmt.Sprintf("many-%02d", i) }
+
+func addOne(t *testing.T, i int) error {
+	r := hyper(t, "run", "-d", "--pod", "many", "--name", oneOf(i), "busybox", "sh", "-c", "echo $0 > /id; exec sleep 1000000", oneOf(i))
+	if r.code != 0 {
+		return fmt.Errorf("add %s: %s", oneOf(i), r.err)
+	}
+	return nil
+}
+
+// addTwenty adds half of them at once, the first of which brings up the VM, and then one by one.
+func addTwenty(t *testing.T) {
+	t.Helper()
+	var g errgroup.Group
+	for i := range 10 {
+		g.Go(func() error { return addOne(t, i) })
+	}
+	err := g.Wait()
+	for i := 10; i < 20 && err == nil; i++ {
+		err = addOne(t, i)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
 // Twenty containers in one VM, which come and go while the others run. Most of
 // their disks have to be plugged in.
 func TestPodOfTwenty(t *testing.T) {
-	img := pulled(t, "busybox")
+	pulled(t, "busybox")
 	before, fds := h.settled(t), descriptors(t)
 	newPod(t, "many")
-	name := func(i int) string { return fmt.Sprintf("many-%02d", i) }
-	add := func(i int) error {
-		if r := hyper(t, "run", "-d", "--pod", "many", "--name", name(i), img, "sh", "-c", "echo $0 > /id; exec sleep 1000000", name(i)); r.code != 0 {
-			return fmt.Errorf("add %s: %s", name(i), r.err)
-		}
-		return nil
-	}
-	var g errgroup.Group // half of them at once, the first of which brings up the VM
-	for i := range 10 {
-		g.Go(func() error { return add(i) })
-	}
-	if err := g.Wait(); err != nil {
-		t.Fatal(err)
-	}
-	for i := 10; i < 20; i++ {
-		if err := add(i); err != nil {
-			t.Fatal(err)
-		}
-	}
+	addTwenty(t)
 	lives := map[int]string{}
 	own := func(i int) {
-		t.Helper()
-		if got := sh(t, name(i), "cat /id; pgrep sleep"); got != name(i)+"\n1" {
-			t.Errorf("%s has the ID and the process %q", name(i), got)
+		if got := sh(t, oneOf(i), "cat /id; pgrep sleep"); got != oneOf(i)+"\n1" {
+			t.Errorf("%s has the ID and the process %q", oneOf(i), got)
 		}
 	}
 	for i := range 20 {
 		own(i)
-		lives[i] = life(t, name(i))
+		lives[i] = life(t, oneOf(i))
 	}
 	disks := func() string {
 		return must(t, "pod", "exec", "--vm", "many", "sh", "-c", "ls /sys/block | grep -c ^sd")
@@ -61,22 +69,23 @@ func TestPodOfTwenty(t *testing.T) {
 	}
 
 	// One stops, one goes, one comes.
-	must(t, "stop", "-t", "0", name(3))
-	must(t, "rm", "-f", name(17))
-	if err := add(20); err != nil {
+	must(t, "stop", "-t", "0", oneOf(3))
+	must(t, "rm", "-f", oneOf(17))
+	if err := addOne(t, 20); err != nil {
 		t.Fatal(err)
 	}
 	own(20)
 	if got, want := must(t, "pod", "ls", "--format", "{{.State}} {{.Containers}}", "-f", "name=many"), "degraded 19/20"; got != want {
 		t.Errorf("the pod is %q, want %q", got, want)
 	}
-	must(t, "start", name(3))
+	must(t, "start", oneOf(3))
 	own(3)
 	for i, was := range lives {
-		if now := ""; i != 3 && i != 17 {
-			if now = life(t, name(i)); now != was {
-				t.Errorf("%s is %s, was %s", name(i), now, was)
-			}
+		if i == 3 || i == 17 {
+			continue
+		}
+		if now := life(t, oneOf(i)); now != was {
+			t.Errorf("%s is %s, was %s", oneOf(i), now, was)
 		}
 	}
 	if now := disks(); now != plugged {
@@ -104,13 +113,7 @@ func TestPodHogs(t *testing.T) {
 	}
 	well := func(when string) {
 		t.Helper()
-		begin := time.Now()
-		if out := sh(t, "calm", "cat /x; wget -qO- http://127.0.0.1/x; echo new > /y"); out != "here\nhere" {
-			t.Errorf("%s: the neighbour says %q", when, out)
-		}
-		if took := time.Since(begin); took > 20*time.Second {
-			t.Errorf("%s: the neighbour took %v", when, took)
-		}
+		checkWell(t, when)
 		if now := life(t, "calm"); now != calm {
 			t.Fatalf("%s: the neighbour is %s, was %s", when, now, calm)
 		}
@@ -168,15 +171,25 @@ func TestPodHogs(t *testing.T) {
 	}
 }
 
-// diskUsed is what a container's disk takes of the host.
-func diskUsed(t *testing.T, id string) int64 {
+// checkWell asks the neighbour of hogs whether it can do its work.
+func checkWell(t *testing.T, when string) {
 	t.Helper()
-	return used(t, filepath.Join(h.root, "containers", id, "disk.ext4"))
+	begin := time.Now()
+	if state := inspect(t, "calm", "{{.State.Status}}"); state != "running" {
+		t.Fatalf("%s: the neighbour is %s: %s", when, state, must(t, "why", "calm"))
+	}
+	if out := sh(t, "calm", "cat /x; wget -qO- http://127.0.0.1/x; echo new > /y"); out != "here\nhere" {
+		t.Errorf("%s: the neighbour says %q", when, out)
+	}
+	if took := time.Since(begin); took > 20*time.Second {
+		t.Errorf("%s: the neighbour took %v", when, took)
+	}
 }
 
-func used(t *testing.T, file string) int64 {
+// diskUsed is what a container's disk takes of the host, bytes.
+func diskUsed(t *testing.T, id string) int64 {
 	t.Helper()
-	fi, err := os.Stat(file)
+	fi, err := os.Stat(filepath.Join(h.root, "containers", id, "disk.ext4"))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -119,8 +119,13 @@ func TestPodUpdate(t *testing.T) {
 		t.Errorf("a pod larger than its VM: %+v", r)
 	}
 	whole(96)
+	checkFigures(t)
+}
 
-	// The busy one is held back, which is counted; the idle one is not.
+// checkFigures looks at what is said of the pod of TestPodUpdate: its busy container, of 0.2
+// CPUs, is held back, which is counted; the idle one is not.
+func checkFigures(t *testing.T) {
+	t.Helper()
 	waited := func(name string) float64 {
 		v, ok := metric(t, "hyper_container_pressure_seconds_total", fmt.Sprintf("container=%q", name), `kind="some"`, `resource="cpu"`)
 		if !ok {
