@@ -22,7 +22,7 @@ import (
 )
 
 // patience bounds one step: emulation of emulation on a busy host.
-const patience = time.Minute
+const patience = 2 * time.Minute
 
 func TestMain(m *testing.M) {
 	if os.Getenv("HYPER_LAB_DIR") == "" {
