@@ -142,7 +142,7 @@ func testIdentity(t *testing.T, tpl *template, uptime uint64) {
 func testClock(t *testing.T, v *vm, uptime uint64) {
 	t.Helper()
 	const slack = 5 * time.Millisecond
-	var late time.Duration // at most, because the time took so long to arrive
+	var late time.Duration    // at most, because the time took so long to arrive
 	now := func() time.Time { // by the guest
 		before := time.Now()
 		s, err := v.c.Stats(v.ctx(), &wire.StatsRequest{ContainerId: "c"})
