@@ -130,7 +130,7 @@ func TestPodDaemonKilled(t *testing.T) {
 	until(t, "1 running", "inspect", "--format", "{{.RestartCount}} {{.State.Status}}", "crash-main")
 	eventually(t, func() (string, bool) { return fmt.Sprint(restarts(), " restarts, were ", before), restarts() > before })
 	must(t, "pod", "stop", "-t", "0", "again")
-	if runs, n := strings.Count(must(t, "logs", "flaps"), "run"), restarts(); runs != n+1 {
+	if runs, n := strings.Count(must(t, "logs", "flaps"), "run"), restarts(); runs != n+1 && runs != n { // the last may have been stopped before it said so
 		t.Errorf("%d runs in the log, %d restarts", runs, n)
 	}
 	must(t, "pod", "stop", "-t", "0", "crash")
