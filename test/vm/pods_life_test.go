@@ -142,9 +142,9 @@ func TestPodDaemonKilled(t *testing.T) {
 func TestPodVMDies(t *testing.T) {
 	img := pulled(t, "busybox")
 	newPod(t, "dies")
-	must(t, "run", "-d", "--pod", "dies", "--name", "phoenix", "--restart", "always", img, "sh", "-c", "echo run >> /runs; sync; exec sleep 1000000")
+	must(t, "run", "-d", "--pod", "dies", "--name", "phoenix", "--restart", "always", img, "sh", "-c", "echo run >> /runs; sync; echo synced; exec sleep 1000000")
 	must(t, "run", "-d", "--pod", "dies", "--name", "mortal", img, "sleep", "1000000")
-	until(t, "run", "exec", "phoenix", "cat", "/runs")
+	until(t, "synced", "logs", "phoenix")
 	address := must(t, "pod", "inspect", "--format", "{{.Network.Address}}", "dies")
 	pid, err := strconv.Atoi(must(t, "pod", "inspect", "--format", "{{.VM.HostPID}}", "dies"))
 	if err != nil || pid < 2 {
