@@ -82,7 +82,9 @@ func (h *host) vms() []string {
 			continue
 		}
 		seen[proc] = true
-		if exe, err := os.Readlink(proc + "/exe"); err == nil && strings.Contains(exe, "qemu") {
+		// One that is to be a template is made in the background, whenever a shape is new.
+		name, _ := os.ReadFile(proc + "/cmdline")
+		if exe, err := os.Readlink(proc + "/exe"); err == nil && strings.Contains(exe, "qemu") && !bytes.Contains(name, []byte("\x00hyper-template-")) {
 			found = append(found, proc)
 		}
 	}
