@@ -52,7 +52,7 @@ func (a *app) debugger(ctx context.Context, image string, args []string) (*tool,
 	if tty {
 		_, tty = stdio.Terminal(a.out)
 	}
-	fmt.Fprintf(a.err, "hint: the processes of %s are in view, its files are in /proc/1/root\n", args[0])
+	fmt.Fprintf(a.err, "hint: the processes of %s are in view; unless it shares its PID namespace, its files are in /proc/1/root\n", args[0])
 	mode := "container:" + target.ID
 	var run []string // nil: what the image runs
 	if len(args) > 1 {

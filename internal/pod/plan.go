@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"slices"
-	"strings"
 
 	"golang.org/x/sync/errgroup"
 
@@ -76,7 +75,9 @@ func (p *pod) plan(ctx context.Context, first *container, all ...*container) (*p
 		pl.cold = "it has a kernel of its own"
 	case len(ps.KernelArgs) > 0:
 		pl.cold = "it has kernel parameters of its own"
-		pl.shape.Cmdline += " " + strings.Join(ps.KernelArgs, " ")
+	}
+	for _, arg := range ps.KernelArgs {
+		pl.shape.Cmdline += " " + arg
 	}
 	return pl, nil
 }

@@ -54,7 +54,7 @@ func (p *pod) waitReady(ctx context.Context) error {
 		return false, nil
 	})
 	if ctx.Err() != nil && errors.Is(err, ctx.Err()) {
-		return fmt.Errorf("%w: %w", notReady(p.view()), err)
+		return fmt.Errorf("%w (the time to wait is over)", notReady(p.view()))
 	}
 	return err
 }

@@ -154,3 +154,28 @@ func TestBadPodSpecs(t *testing.T) {
 		t.Error("pods left")
 	}
 }
+
+// Parameters of the guest's kernel reach it whatever else keeps the VM from being a clone.
+func TestKernelArgs(t *testing.T) {
+	b := newBench(t)
+	own := b.kernel + "-own"
+	old := b.set.cfg.Boot
+	b.set.cfg.Boot = func(kernel string) (BootFiles, error) {
+		if kernel == own {
+			return BootFiles{Name: "own", Kernel: own, Initrd: own}, nil
+		}
+		return old(kernel)
+	}
+	b.makePod("plain", PodSpec{KernelArgs: []string{"loglevel=7", "x"}})
+	b.makePod("own", PodSpec{KernelArgs: []string{"loglevel=7", "x"}, Kernel: own})
+	for _, name := range []string{"plain", "own"} {
+		p, err := b.set.findPod(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		pl, err := p.plan(t.Context(), nil)
+		if err != nil || !strings.HasSuffix(pl.shape.Cmdline, " loglevel=7 x") || pl.cold == "" {
+			t.Errorf("%s: %q, cold %q, %v", name, pl.shape.Cmdline, pl.cold, err)
+		}
+	}
+}
